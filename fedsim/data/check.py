@@ -1,0 +1,143 @@
+"""Checks on arrays that users hand in: what is wrong is said before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fedsim.data.examples import DataInfo, Examples, FederatedData
+from fedsim.errors import UserError
+
+
+def check_examples(examples: Examples, where: str, info: DataInfo | None = None) -> Examples:
+    """Returns the examples with integer targets as int64; raises UserError for what is wrong.
+
+    `where` is the file or import path that the message names.
+    """
+    x, y = examples.x, examples.y
+    _need_arrays(where, x=x, y=y)
+    if x.ndim < 2 or x.dtype.kind != "f":
+        raise UserError(
+            f"{where}: x has shape {x.shape} and dtype {x.dtype}; it must be (n, …features) of "
+            "float32 or float64"
+        )
+    if x.dtype not in (np.float32, np.float64):
+        raise UserError(f"{where}: x is {x.dtype}; make it float32 or float64")
+    if len(x) == 0:
+        raise UserError(f"{where}: there are no rows")
+    if y.dtype.kind not in "iuf" or y.ndim not in (1, 2) or (y.dtype.kind != "f" and y.ndim != 1):
+        raise UserError(
+            f"{where}: y has shape {y.shape} and dtype {y.dtype}; it must be (n,) integers "
+            "(classes) or (n,) or (n, k) floats"
+        )
+    for name, values in [("y", y), ("weight", examples.weight), *examples.columns.items()]:
+        if values is None:
+            continue
+        _need_arrays(where, **{name: values})
+        if len(values) != len(x) or (name != "y" and values.ndim != 1):
+            raise UserError(
+                f"{where}: {name} has shape {values.shape} and x has {len(x)} rows; one value is "
+                "needed for each row"
+            )
+    _need_finite(where, examples)
+    if y.dtype.kind in "iu":
+        examples = replace(examples, y=y.astype(np.int64))
+        if y.min() < 0:
+            raise UserError(f"{where}: class indices in y go down to {y.min()}; they start at 0")
+    if info is not None:
+        _need_agreement(where, examples, info)
+    return examples
+
+
+def infer_info(name: str, examples: Examples, num_classes: int | None = None) -> DataInfo:
+    """Returns what the arrays tell: integer y means classes 0..max(y), at least two."""
+    shape = tuple(examples.x.shape[1:])
+    if examples.y.dtype.kind == "f":
+        if num_classes is not None:
+            raise UserError("data.num_classes: y holds floats; class indices are integers")
+        return DataInfo(name, shape, None, "real")
+    found = max(int(examples.y.max()) + 1, 2)
+    if num_classes is not None and found > num_classes:
+        raise UserError(f"data.num_classes: {num_classes} and y holds the class {found - 1}")
+    classes = num_classes or found
+    return DataInfo(name, shape, classes, "class", None, tuple(map(str, range(classes))))
+
+
+def check_federated(data: FederatedData, where: str) -> FederatedData:
+    """Returns the data; raises UserError if its parts do not fit together."""
+    parts = [("train", data.train), ("validation", data.validation), ("test", data.test)]
+    checked: dict[str, Any] = {
+        name: check_examples(part, f"{where}: {name}", data.info)
+        for name, part in parts
+        if part is not None
+    }
+    if not data.shards:
+        raise UserError(f"{where}: shards is empty; it holds one array of rows for each client")
+    if data.holdouts is not None and len(data.holdouts) != len(data.shards):
+        raise UserError(
+            f"{where}: {len(data.holdouts)} holdouts and {len(data.shards)} shards; there is one "
+            "of each for every client"
+        )
+    groups = {"shards": data.shards, "holdouts": data.holdouts or ()}
+    for name, group in groups.items():
+        for client, rows in enumerate(group):
+            bad = not isinstance(rows, np.ndarray) or rows.ndim != 1 or rows.dtype.kind not in "iu"
+            if bad or (len(rows) and not 0 <= rows.min() <= rows.max() < len(data.train)):
+                raise UserError(
+                    f"{where}: {name}[{client}] must be a 1-d integer array of rows, "
+                    f"0..{len(data.train) - 1}"
+                )
+            if name == "shards" and len(rows) == 0:
+                raise UserError(f"{where}: client {client} has no rows to train on")
+    everything = np.concatenate([rows for group in groups.values() for rows in group])
+    if len(np.unique(everything)) != len(everything):
+        raise UserError(f"{where}: some row of train is in more than one shard or holdout")
+    for name, group in groups.items():
+        checked[name] = tuple(np.sort(rows).astype(np.int64) for rows in group)
+    if data.holdouts is None:
+        checked["holdouts"] = None
+    return replace(data, **checked)
+
+
+def _need_arrays(where: str, **arrays: Any) -> None:
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise UserError(f"{where}: {name} is {type(array).__name__}; make it a NumPy array")
+
+
+def _need_finite(where: str, examples: Examples) -> None:
+    for name, values in (("x", examples.x), ("y", examples.y), ("weight", examples.weight)):
+        if values is None:
+            continue
+        if values.dtype.kind not in "iuf":
+            raise UserError(f"{where}: {name} has dtype {values.dtype}; it must hold numbers")
+        bad = ~np.isfinite(values)
+        if bad.any():
+            row = int(np.argwhere(bad)[0][0])
+            raise UserError(f"{where}: {name} is not finite in row {row}; no NaN or infinity")
+    if examples.weight is not None and (examples.weight < 0).any():
+        row = int(np.flatnonzero(examples.weight < 0)[0])
+        raise UserError(f"{where}: weight is negative in row {row}; a weight is at least 0")
+
+
+def _need_agreement(where: str, examples: Examples, info: DataInfo) -> None:
+    if tuple(examples.x.shape[1:]) != tuple(info.input_shape):
+        raise UserError(
+            f"{where}: x has features of shape {examples.x.shape[1:]} and the data declares "
+            f"{info.input_shape}"
+        )
+    if info.target == "class":
+        if examples.y.dtype.kind != "i" or info.num_classes is None:
+            raise UserError(
+                f"{where}: the target is declared as classes; y must hold integers (it is "
+                f"{examples.y.dtype}) and num_classes must be given ({info.num_classes})"
+            )
+        if examples.y.max() >= info.num_classes:
+            raise UserError(
+                f"{where}: y holds the class {examples.y.max()} and the data declares "
+                f"{info.num_classes} classes, 0..{info.num_classes - 1}"
+            )
+    elif examples.y.dtype.kind == "i":
+        raise UserError(f"{where}: the target is declared {info.target!r}; y must hold floats")

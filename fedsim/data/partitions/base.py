@@ -1,0 +1,152 @@
+"""What every partition has in common: parameters, checks, and turning owners into shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+from pydantic import Field
+
+from fedsim.data.examples import Array, DataInfo, Examples, Rows
+from fedsim.errors import Params, UserError
+from fedsim.random import generator
+
+
+class PartitionParams(Params):
+    """Base of every partition's parameters."""
+
+    name: str
+    seed: int | None = Field(
+        None,
+        description="Seed of the partition; without it the run's seed. Set it to keep who holds "
+        "what fixed while the run's seed varies.",
+    )
+    holdout: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Share of each client's rows that it keeps for evaluation and never trains "
+        "on, in [0, 1); rounded to whole rows, and one row always remains for training.",
+    )
+    min_size: int = Field(
+        1,
+        ge=1,
+        description="Fewest rows that a client may hold, its holdout included; rows, at least 1.",
+    )
+
+    def assign(self, examples: Examples, info: DataInfo, seed: int) -> tuple[Rows, int]:
+        """Returns (n,) int64 owners of the rows, -1 for nobody, and the number of clients.
+
+        Raises UserError where no such partition exists.
+        """
+        raise NotImplementedError
+
+
+class SizedPartitionParams(PartitionParams):
+    """Base of partitions that are told how many clients there are."""
+
+    clients: int = Field(ge=1, description="Number of clients N, at least 1.")
+
+    def check_enough_rows(self, n: int) -> None:
+        """Raises UserError if n rows cannot give every client min_size rows."""
+        if self.clients > n:
+            raise UserError(
+                f"partition.clients: {self.clients} clients cannot share {n} training rows; "
+                f"every client needs at least one, so use at most {n} clients"
+            )
+        if self.clients * self.min_size > n:
+            raise UserError(
+                f"partition.min_size: {self.clients} clients with at least {self.min_size} rows "
+                f"need {self.clients * self.min_size} training rows and there are {n}; use at most "
+                f"{n // self.min_size} clients or min_size {n // self.clients}"
+            )
+
+
+class LabelPartitionParams(SizedPartitionParams):
+    """Base of partitions that skew who holds which label."""
+
+    column: str | None = Field(
+        None,
+        description="Column whose values are the labels to skew; without it the target's classes.",
+    )
+
+    def labels(self, examples: Examples, info: DataInfo) -> tuple[Rows, Array]:
+        """Returns the rows' labels as (n,) int64 indices into the (C,) distinct values."""
+        if self.column is not None:
+            values = column_of(examples, self.column)
+        elif info.target == "class":
+            values = examples.y
+        else:
+            raise UserError(
+                f"partition: {self.name!r} needs classes and the target of {info.name!r} is "
+                f"{info.target!r}; name a column to skew ({known_columns(examples)}), or use iid "
+                "or quantity_skew"
+            )
+        distinct, index = np.unique(values, return_inverse=True)
+        return index.reshape(-1).astype(np.int64), distinct
+
+
+def column_of(examples: Examples, column: str) -> Array:
+    """Returns the values of a column; raises UserError naming those that exist."""
+    if column not in examples.columns:
+        raise UserError(
+            f"partition.column: the data has no column {column!r}; it has {known_columns(examples)}"
+        )
+    return examples.columns[column]
+
+
+def known_columns(examples: Examples) -> str:
+    """Returns the names of the columns for a message."""
+    return ", ".join(repr(name) for name in sorted(examples.columns)) or "no columns"
+
+
+def redraw_until_large_enough(
+    draw: Callable[[np.random.Generator], Rows],
+    params: SizedPartitionParams,
+    max_tries: int,
+    seed: int,
+    help_with: str,
+) -> Rows:
+    """Returns the first drawn (n,) owners that give every client `min_size` rows.
+
+    Try t draws from its own stream, so the result does not depend on what was drawn before.
+    Raises UserError after `max_tries`, saying how far the best draw came and what would help.
+    """
+    best = -1
+    for attempt in range(max_tries):
+        owner = draw(generator(seed, f"data.partition.{params.name}", attempt))
+        smallest = int(np.bincount(owner, minlength=params.clients).min())
+        if smallest >= params.min_size:
+            return owner
+        best = max(best, smallest)
+    raise UserError(
+        f"partition.min_size: none of {max_tries} draws of {params.name!r} gave each of "
+        f"{params.clients} clients at least {params.min_size} rows; in the best one the smallest "
+        f"client has {best}. {help_with}, use fewer clients, a smaller min_size or more max_tries"
+    )
+
+
+def rows_by_owner(owner: Rows, clients: int) -> tuple[Rows, ...]:
+    """Returns for each client the sorted rows that it owns."""
+    order = np.argsort(owner, kind="stable").astype(np.int64)
+    bounds = np.searchsorted(owner[order], np.arange(clients + 1))
+    return tuple(order[a:b] for a, b in pairwise(bounds))
+
+
+def hold_out(
+    shards: tuple[Rows, ...], fraction: float, seed: int
+) -> tuple[tuple[Rows, ...], tuple[Rows, ...] | None]:
+    """Returns (shards, holdouts): a random share of each client's rows moves to its holdout.
+
+    Each client draws from a stream of its own.
+    """
+    if fraction == 0.0:
+        return shards, None
+    kept, held = [], []
+    for client, rows in enumerate(shards):
+        count = min(round(fraction * len(rows)), max(len(rows) - 1, 0))
+        shuffled = generator(seed, "data.holdout", client).permutation(rows)
+        held.append(np.sort(shuffled[:count]))
+        kept.append(np.sort(shuffled[count:]))
+    return tuple(kept), tuple(held)
