@@ -9,6 +9,7 @@ federated = build_data(data, partition, seed=0)
 
 from fedsim.data.base import DataParams, ImageParams, Source, SplitParams, TableParams
 from fedsim.data.build import build_data
+from fedsim.data.describe import describe
 from fedsim.data.examples import DataInfo, Examples, FederatedData
 from fedsim.data.partitions import PARTITIONS, PartitionParams
 from fedsim.data.sets import DATASETS
@@ -26,4 +27,5 @@ __all__ = [
     "SplitParams",
     "TableParams",
     "build_data",
+    "describe",
 ]
