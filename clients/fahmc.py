@@ -1,0 +1,282 @@
+"""The client of FA-HMC: Hamiltonian trajectories on its own potential.
+
+Liang, Zhang, Deng, Song, Lin, "Bayesian Federated Learning with Hamiltonian Monte Carlo: Algorithm
+and Theory" (arXiv 2407.06935). FA-LD, its special case of one leapfrog step: Deng et al., "On
+Convergence of Federated Averaging Langevin Dynamics" (arXiv 2112.05120).
+
+Certain: the target exp(−Σ_c w_c f_c), local trajectories between averages, momentum noise partly
+shared by the clients. Reconstructed from the target density and checked against closed forms
+(tests/methods/test_fahmc.py), not copied from the paper's algorithm box: the two-gradient leapfrog,
+the scale sqrt((1 − ρ)/w_c) of private noise, the control variates, partial participation. There is
+no Metropolis correction: draws are biased at every finite step size, and by the drift of clients
+between averages, which grows with trajectories × leapfrog steps × step size.
+
+With w_c = n_c / n the client's potential is f_c = NLL_c / w_c − log prior, so that Σ_c w_c f_c is
+the negative log posterior and the prior counts once.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.func import grad
+
+from fedsim.clients.base import (
+    Batch,
+    Batching,
+    Client,
+    Config,
+    Inputs,
+    Noise,
+    Plan,
+    Reply,
+    State,
+)
+from fedsim.errors import Params
+from fedsim.messages import Arrays
+from fedsim.models import FunctionalModel, Task
+
+PRIORS = ("normal", "laplace", "student_t", "flat")
+
+
+class FAHMCClientParams(Params):
+    """How the client estimates gradients; the sampler's settings come with the messages."""
+
+    name: Literal["fa-hmc"] = "fa-hmc"
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Examples in a minibatch, drawn anew for each gradient; null for all of them"
+        " (and one gradient a leapfrog step instead of two).",
+    )
+
+
+def neg_log_prior(params: Arrays, kind: str, precision: Tensor, df: float) -> Tensor:
+    """Returns −log prior up to a constant, as a 0-d tensor, summed over independent entries.
+
+    normal: ½ λ θ². laplace: sqrt(2 λ) |θ|. student_t: a t density with `df` degrees of freedom and
+    scale 1/sqrt(λ). flat: 0. λ is `precision` (for laplace: of the same variance 1/λ).
+    """
+    total = precision * 0
+    for value in params.values():
+        if kind == "normal":
+            total = total + 0.5 * precision * (value * value).sum()
+        elif kind == "laplace":
+            total = total + (2 * precision).sqrt() * value.abs().sum()
+        elif kind == "student_t":
+            total = total + 0.5 * (df + 1) * torch.log1p(precision * value * value / df).sum()
+    return total
+
+
+def potential_gradient(
+    model: FunctionalModel, task: Task, params: Arrays, batch: Batch, inputs: Inputs
+) -> Arrays:
+    """Returns the estimate of ∇f_c at params: scale/w_c · Σ weight ∇loss + ∇(−log prior).
+
+    Dropout layers are off: the potential is a function of the parameters alone.
+    """
+    prior, df = str(inputs.static["prior"]), float(str(inputs.static["prior-df"]))
+    factor = batch.scale / inputs.scalars["client-weight"]
+
+    def potential(params: Arrays) -> Tensor:
+        losses = task.loss(model.apply(params, batch.x), batch.y)
+        nll = (losses * batch.weight).sum()
+        return factor * nll + neg_log_prior(params, prior, inputs.scalars["prior-precision"], df)
+
+    return grad(potential)(params)
+
+
+def potential_scalars(n_examples: int, config: Config) -> dict[str, float]:
+    """Returns the scalars that ∇f_c needs; w_c follows from what the server sent."""
+    if config.get("weighted-by", "examples") == "uniform":
+        share = 1 / int(config["num-clients"])
+    else:
+        share = n_examples / int(config["total-examples"])
+    return {
+        # a client without rows has no likelihood; the guard keeps its gradient the prior's
+        "client-weight": share or 1.0,
+        "prior-precision": float(config["prior-precision"]),
+    }
+
+
+def prior_static(config: Config) -> dict[str, str | float]:
+    """Returns what of the prior steers control flow."""
+    return {
+        "prior": str(config.get("prior", "normal")),
+        "prior-df": float(config.get("prior-df", 4.0)),
+    }
+
+
+class FAHMC(Client):
+    """Runs T trajectories of K leapfrog steps from the received parameters and sends the end point.
+
+    Settings in the messages: step-size η, leapfrog-steps K, trajectories T, shared-variance ρ,
+    temperature τ, prior, prior-precision λ, total-examples n or num-clients, participating-weight
+    W_S, control-variate. The momentum is p_c = sqrt(τ) (sqrt(ρ) ξ + sqrt((1 − ρ) W_S / w_c) ξ_c):
+    with the weights w_c / W_S of the average, its mean over the clients is N(0, τ I).
+
+    Metrics: gradients (per-example gradients computed, for each chain), kinetic (mean squared
+    momentum at the end over its expectation at the start: near 1 in equilibrium, and growing
+    without bound when the trajectories diverge).
+    """
+
+    Params = FAHMCClientParams
+    honours = frozenset(
+        {"step-size", "leapfrog-steps", "trajectories", "shared-variance", "temperature", "prior",
+         "prior-df", "prior-precision", "total-examples", "num-clients", "participating-weight",
+         "control-variate", "weighted-by", "chains"}
+    )  # fmt: skip
+    metrics = frozenset({"gradients", "kinetic"})
+    params: FAHMCClientParams
+
+    def action(self, name: str) -> Client | None:
+        """Answers train.gradient with the full gradient of f_c, for the control variates."""
+        return PotentialGradient(self.params, self.model, self.task) if name == "gradient" else None
+
+    def plan(self, n_examples: int, config: Config) -> Plan:
+        """T·K steps of two minibatches each; of one for K = 1 or with all rows."""
+        leapfrogs, steps = int(config["leapfrog-steps"]), int(config["trajectories"])
+        steps *= leapfrogs
+        shared, temperature = float(config["shared-variance"]), float(config["temperature"])
+        full = self.params.batch_size is None
+        scalars = potential_scalars(n_examples, config)
+        private = (1 - shared) * float(config["participating-weight"]) / scalars["client-weight"]
+        noise = {}
+        if shared > 0:
+            noise["shared"] = Noise(like="arrays", shared=True, every=leapfrogs)
+        if shared < 1:
+            noise["private"] = Noise(like="arrays", every=leapfrogs)
+        return Plan(
+            steps=steps,
+            batching=Batching("full") if full else Batching("sampled", self.params.batch_size or 0),
+            minibatches_per_step=1 if full or leapfrogs == 1 else 2,
+            init_minibatches=1 if full else 0,
+            noise=noise,
+            scalars={
+                **scalars,
+                "step-size": float(config["step-size"]),
+                "shared-scale": (temperature * shared) ** 0.5,
+                "private-scale": (temperature * private) ** 0.5,
+                # of the start momentum; 1 where there is none, as the metric is then 0 anyway
+                "momentum-variance": temperature * (shared + private) or 1.0,
+                "refresh": (np.arange(steps) % leapfrogs == 0).astype(float),
+            },
+            static={
+                **prior_static(config),
+                "control": bool(config.get("control-variate", False)),
+                "full": full,
+                "leapfrogs": leapfrogs,
+            },
+            chains=int(config.get("chains", 0)),
+        )
+
+    def init(self, records: dict[str, Arrays], client_state: Arrays, inputs: Inputs) -> State:
+        """Starts at x; with all rows, keeps ∇f_c(x), where the first leapfrog step needs it."""
+        x = records["arrays"]
+        zero = inputs.scalars["step-size"] * 0
+        state: dict[str, State] = {
+            "q": x,
+            "p": {name: torch.zeros_like(value) for name, value in x.items()},
+            "gradients": zero,
+            "momentum-variance": inputs.scalars["momentum-variance"],
+            "num-examples": inputs.scalars["num-examples"],
+            "client": client_state,
+        }
+        if inputs.static["control"]:
+            state |= {"x": x, "global": records["gradient"]}
+        if inputs.static["full"]:
+            (batch,) = inputs.batches
+            own = potential_gradient(self.model, self.task, x, batch, inputs)
+            state["gradients"] = zero + (batch.weight != 0).sum()
+            if inputs.static["control"]:
+                state["own"] = own  # ∇f_c(x), subtracted from every later gradient
+                own = records["gradient"]
+            state["g"] = own
+        return state
+
+    def step(self, state: State, inputs: Inputs) -> State:
+        """One leapfrog step; the first of a trajectory draws the momentum anew."""
+        eta = inputs.scalars["step-size"]
+        p = self._refresh(state["p"], inputs)
+        full = bool(inputs.static["full"])
+        count = state["gradients"]
+        if full:
+            g = state["g"]
+        else:
+            g, used = self._gradient(state["q"], state, inputs.batches[0], inputs)
+            count = count + used
+        q = {k: v + eta * p[k] - 0.5 * eta**2 * g[k] for k, v in state["q"].items()}
+        if not full and inputs.static["leapfrogs"] == 1:
+            # the momentum is drawn anew before it is used again: no second gradient
+            return state | {"q": q, "p": p, "gradients": count}
+        after, used = self._gradient(q, state, inputs.batches[-1], inputs)
+        p = {k: v - 0.5 * eta * (g[k] + after[k]) for k, v in p.items()}
+        new = state | {"q": q, "p": p, "gradients": count + used}
+        return new | {"g": after} if full else new
+
+    def _refresh(self, p: Arrays, inputs: Inputs) -> Arrays:
+        """Returns the momentum: drawn anew where a trajectory starts."""
+        s = inputs.scalars
+        fresh: Arrays = {k: torch.zeros_like(v) for k, v in p.items()}
+        for source, scale in (("shared", "shared-scale"), ("private", "private-scale")):
+            if source in inputs.noise:
+                fresh = {k: v + s[scale] * inputs.noise[source][k] for k, v in fresh.items()}
+        return {k: torch.where(s["refresh"] > 0, fresh[k], v) for k, v in p.items()}
+
+    def _gradient(
+        self, q: Arrays, state: State, batch: Batch, inputs: Inputs
+    ) -> tuple[Arrays, Tensor]:
+        """Returns the gradient that drives the leapfrog at q, and how many examples it took."""
+        g = potential_gradient(self.model, self.task, q, batch, inputs)
+        used = (batch.weight != 0).sum()
+        if not inputs.static["control"]:
+            return g, used
+        if inputs.static["full"]:
+            anchor = state["own"]
+        else:  # on the same minibatch, whose noise then cancels (as in SVRG)
+            anchor = potential_gradient(self.model, self.task, state["x"], batch, inputs)
+            used = 2 * used
+        return {k: v - anchor[k] + state["global"][k] for k, v in g.items()}, used
+
+    def finish(self, state: State) -> tuple[Reply, Arrays]:
+        """Sends the end point of the last trajectory."""
+        squares = torch.cat([p.reshape(-1) for p in state["p"].values()]).square()
+        metrics = {
+            "num-examples": state["num-examples"],
+            "gradients": state["gradients"],
+            "kinetic": squares.mean() / state["momentum-variance"],
+        }
+        return Reply({"arrays": state["q"]}, metrics), state["client"]
+
+
+class PotentialGradient(Client):
+    """Replies with ∇f_c at the received parameters, over all of the client's rows."""
+
+    Params = FAHMCClientParams
+
+    def plan(self, n_examples: int, config: Config) -> Plan:
+        """No steps: the gradient is taken in `init`."""
+        return Plan(
+            steps=0,
+            batching=Batching("full"),
+            init_minibatches=1,
+            scalars=potential_scalars(n_examples, config),
+            static=prior_static(config),
+            chains=int(config.get("chains", 0)),
+        )
+
+    def init(self, records: dict[str, Arrays], client_state: Arrays, inputs: Inputs) -> State:
+        """Takes the gradient."""
+        (batch,) = inputs.batches
+        gradient = potential_gradient(self.model, self.task, records["arrays"], batch, inputs)
+        used = inputs.scalars["client-weight"] * 0 + (batch.weight != 0).sum()
+        return gradient, inputs.scalars["num-examples"], used, client_state
+
+    def finish(self, state: State) -> tuple[Reply, Arrays]:
+        """Sends it in the record "gradient"."""
+        gradient, n, used, client_state = state
+        return Reply({"gradient": gradient}, {"num-examples": n, "gradients": used}), client_state

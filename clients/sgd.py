@@ -1,0 +1,140 @@
+"""Local SGD: what a client does under FedAvg, FedProx, FedAdam and the like.
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+AISTATS 2017 (arXiv 1602.05629), Algorithm 1, ClientUpdate. The proximal term is that of FedProx
+(Li et al., arXiv 1812.06127, equation 2): it is used when the strategy sends `proximal-mu`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from torch.func import grad_and_value
+
+from fedsim.clients import optim
+from fedsim.clients.base import (
+    Batching,
+    Client,
+    Config,
+    Inputs,
+    Noise,
+    Plan,
+    Reply,
+    State,
+    weighted_mean_loss,
+)
+from fedsim.errors import Params
+from fedsim.messages import Arrays
+
+
+class SGDParams(Params):
+    """Local training with minibatches."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: float = Field(0.1, gt=0, description="Learning rate η, > 0.")
+    epochs: int = Field(1, ge=1, description="Passes over the client's data each round, E ≥ 1.")
+    steps: int | None = Field(
+        None, ge=1, description="Local steps each round instead of epochs, ≥ 1."
+    )
+    batch_size: int | None = Field(
+        32, ge=1, description="Examples in a minibatch, B ≥ 1; null for all of them."
+    )
+    optimizer: Annotated[
+        optim.SGDOptimizer | optim.AdamOptimizer, Field(discriminator="name")
+    ] = Field(optim.SGDOptimizer(), description="The local optimizer; its state starts anew each"
+              " round.")
+    clip_norm: float | None = Field(
+        None, gt=0, description="Clip each minibatch gradient to this 2-norm, > 0."
+    )
+    schedule: optim.Schedule | None = Field(None, description="Learning-rate schedule.")
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SGDParams:
+        o = self.optimizer
+        if isinstance(o, optim.SGDOptimizer) and o.nesterov and (not o.momentum or o.dampening):
+            raise ValueError("optimizer.nesterov needs momentum > 0 and no dampening")
+        return self
+
+
+class SGD(Client):
+    """Minibatch SGD (or Adam) from the received parameters; replies with the result.
+
+    Metrics: train_loss (mean over the steps, nats), gradients (per-example gradients computed).
+    """
+
+    Params = SGDParams
+    honours = frozenset({"proximal-mu"})
+    metrics = frozenset({"train_loss", "gradients"})
+    params: SGDParams
+
+    def plan(self, n_examples: int, config: Config) -> Plan:
+        """One minibatch a step; the config may hold proximal-mu and must hold server-round."""
+        p = self.params
+        size = min(p.batch_size or n_examples, n_examples) if p.batch_size is None else p.batch_size
+        per_epoch = -(-n_examples // max(size, 1))
+        steps = p.steps or p.epochs * per_epoch
+        kind = Batching("full") if p.batch_size is None else Batching("epochs", size)
+        noise = {}
+        if self.model.dropouts:
+            noise["dropout"] = Noise(
+                dict(self.model.dropouts), distribution="uniform", per_example=True
+            )
+        return Plan(
+            steps=steps,
+            batching=kind,
+            noise=noise,
+            scalars={
+                "lr": optim.learning_rates(p.lr, p.schedule, int(config["server-round"]), steps),
+                "proximal-mu": float(config.get("proximal-mu", 0.0)),
+                "steps": float(max(steps, 1)),
+            },
+            chains=int(config.get("chains", 0)),
+        )
+
+    def init(self, records: dict[str, Arrays], client_state: Arrays, inputs: Inputs) -> State:
+        """Starts at the received parameters, which are kept for the proximal term."""
+        params = records["arrays"]
+        zero = inputs.scalars["lr"] * 0
+        return {
+            "params": params,
+            "anchor": params,
+            "optimizer": optim.init(params, self.params.optimizer),
+            "loss": zero,
+            "gradients": zero,
+            "num-examples": inputs.scalars["num-examples"],
+            "client": client_state,
+        }
+
+    def step(self, state: State, inputs: Inputs) -> State:
+        """Takes one minibatch step."""
+        (batch,) = inputs.batches
+        uniforms = {name: u[0] for name, u in inputs.noise.get("dropout", {}).items()}
+
+        def objective(params: Arrays) -> State:
+            outputs = self.model.apply(params, batch.x, uniforms)
+            return weighted_mean_loss(self.task.loss(outputs, batch.y), batch.weight)
+
+        grads, loss = grad_and_value(objective)(state["params"])
+        mu = inputs.scalars["proximal-mu"]
+        grads = {k: g + mu * (state["params"][k] - state["anchor"][k]) for k, g in grads.items()}
+        if self.params.clip_norm is not None:
+            grads = optim.clip(grads, self.params.clip_norm)
+        params, optimizer = optim.update(
+            state["params"], grads, state["optimizer"], inputs.scalars["lr"], self.params.optimizer
+        )
+        return state | {
+            "params": params,
+            "optimizer": optimizer,
+            "loss": state["loss"] + loss / inputs.scalars["steps"],
+            "gradients": state["gradients"] + (batch.weight != 0).sum(),
+        }
+
+    def finish(self, state: State) -> tuple[Reply, Arrays]:
+        """Sends the trained parameters."""
+        metrics = {
+            "num-examples": state["num-examples"],
+            "train_loss": state["loss"],
+            "gradients": state["gradients"],
+        }
+        return Reply({"arrays": state["params"]}, metrics), state["client"]

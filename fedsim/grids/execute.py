@@ -1,0 +1,160 @@
+"""Runs a client's plan over a block of clients: mapped (one call for all) or one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._pytree import tree_map
+
+from fedsim.clients.base import Batch, Client, Inputs, Reply
+from fedsim.grids.lanes import Block
+from fedsim.grids.trace import TraceCache
+from fedsim.messages import Arrays
+
+
+@dataclass(frozen=True)
+class Axes:
+    """How a block is mapped: over clients, then over chains if there are any."""
+
+    chains: bool
+    full: bool
+    shared: frozenset[str]
+    noise: tuple[str, ...]
+
+    @classmethod
+    def of(cls, block: Block) -> Axes:
+        """Returns the axes of a block's inputs."""
+        plan = block.plan
+        shared = frozenset(name for name, spec in plan.noise.items() if spec.shared)
+        return cls(bool(plan.chains), block.full, shared, tuple(plan.noise))
+
+    def map(self, function: Any, *dims: tuple[Any, Any]) -> Any:
+        """Returns function mapped; dims: for each argument its axis over (clients, chains)."""
+        if self.chains:
+            function = vmap(function, in_dims=tuple(chain for _, chain in dims))
+        return vmap(function, in_dims=tuple(client for client, _ in dims))
+
+    @property
+    def batch(self) -> tuple[Any, Any]:
+        """Chains of a full-batch client share its rows."""
+        return (0, None if self.full else 0)
+
+    @property
+    def noise_dims(self) -> tuple[Any, Any]:
+        """Shared noise has no axis over clients."""
+        return ({name: None if name in self.shared else 0 for name in self.noise}, 0)
+
+
+def run_mapped(
+    client: Client, block: Block, records: dict[str, Arrays], states: Arrays, cache: TraceCache
+) -> tuple[Reply, Arrays]:
+    """Returns replies and client states leading with (C,) or (C, Q).
+
+    The block's clients must come with the most steps first: a client that has finished is left out
+    of the call (in a few sizes, so that few graphs are traced) or masked.
+    """
+    axes, count = Axes.of(block), len(block.plans)
+    static = block.plan.static
+    key = (id(client), axes, tuple(sorted(static.items())))
+
+    def init(records: Any, states: Any, batches: Any, scalars: Any) -> Any:
+        return client.init(records, states, Inputs(batches, {}, scalars, static))
+
+    def step(state: Any, active: Tensor, batches: Any, noise: Any, scalars: Any) -> Any:
+        return client.step(state, Inputs(batches, noise, scalars, static))
+
+    def masked(state: Any, active: Tensor, batches: Any, noise: Any, scalars: Any) -> Any:
+        new = client.step(state, Inputs(batches, noise, scalars, static))
+        return tree_map(lambda a, b: torch.where(active, a, b), new, state)
+
+    record_dims = (None, 0 if axes.chains else None)
+    mapped_init = axes.map(init, record_dims, (0, 0), axes.batch, (0, None))
+    step_dims = ((0, 0), (0, None), axes.batch, axes.noise_dims, (0, None))
+    mapped_step, mapped_masked = axes.map(step, *step_dims), axes.map(masked, *step_dims)
+    mapped_finish = axes.map(client.finish, (0, 0))
+
+    state = cache.call(
+        (key, "init"), mapped_init, records, states, block.init_batches(), block.scalars(0, count)
+    )
+    finished: list[Any] = []  # states of clients that are done, last clients first
+    steps = torch.from_numpy(block.steps).to(block.shards.device)
+    width = count
+    for s in range(int(block.steps.max())):
+        busy = int((block.steps > s).sum())
+        if (new_width := _bucket(busy, count)) < width:
+            finished.append(_slice(state, new_width, width))
+            state, width = _slice(state, 0, new_width), new_width
+        function, name = (mapped_step, "step") if busy == width else (mapped_masked, "masked")
+        state = cache.call(
+            (key, name),
+            function,
+            state,
+            steps[:width] > s,
+            block.batches(s, width),
+            block.noise(s, width),
+            block.scalars(s, width),
+        )
+    if finished:
+        state = tree_map(lambda *parts: torch.cat(parts), state, *reversed(finished))
+    reply, client_states = cache.call((key, "finish"), mapped_finish, state)
+    return reply, client_states
+
+
+def _bucket(busy: int, count: int) -> int:
+    """Returns the smallest of count, count/2, count/4, … that holds `busy` clients."""
+    width = count
+    while (half := -(-width // 2)) >= busy and half < width:
+        width = half
+    return width
+
+
+def _slice(tree: Any, start: int, stop: int) -> Any:
+    return tree_map(lambda t: t[start:stop], tree)
+
+
+def run_one(
+    client: Client, block: Block, records: dict[str, Arrays], states: Arrays, cache: TraceCache
+) -> tuple[Reply, Arrays]:
+    """Returns the reply and state of a block of one client and at most one chain, without axes.
+
+    records and states are already those of the chain.
+    """
+    chain = 0 if block.chains else None
+    static = block.plan.static
+    key = (id(client), "one", tuple(sorted(static.items())))
+
+    def init(records: Any, states: Any, batches: Any, scalars: Any) -> Any:
+        return client.init(records, states, Inputs(batches, {}, scalars, static))
+
+    def step(state: Any, batches: Any, noise: Any, scalars: Any) -> Any:
+        return client.step(state, Inputs(batches, noise, scalars, static))
+
+    def own(batches: tuple[Batch, ...]) -> Any:
+        return at(batches, 0) if chain is None or block.full else at(at(batches, 0), chain)
+
+    def own_noise(noise: Mapping[str, Arrays]) -> Any:
+        mine = {n: a if block.plan.noise[n].shared else at(a, 0) for n, a in noise.items()}
+        return mine if chain is None else at(mine, chain)
+
+    scalars = at(block.scalars(0, 1), 0)
+    state = cache.call((key, "init"), init, records, states, own(block.init_batches()), scalars)
+    for s in range(int(block.steps[0])):
+        state = cache.call(
+            (key, "step"),
+            step,
+            state,
+            own(block.batches(s, 1)),
+            own_noise(block.noise(s, 1)),
+            at(block.scalars(s, 1), 0),
+        )
+    return cache.call((key, "finish"), client.finish, state)  # type: ignore[no-any-return]
+
+
+def at(tree: Any, index: int) -> Any:
+    """Returns the pytree of each tensor's entry at `index`."""
+    return tree_map(lambda t: t[index], tree)

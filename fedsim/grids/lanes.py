@@ -1,0 +1,220 @@
+"""What the steps of a block of clients need: minibatches, noise and scalars, all keyed.
+
+A block is C clients with Q chains each (Q = 0: no chain axis). Tensors lead with (C,) where every
+client has its own, with (C, Q) where every chain has, and shared noise leads with (Q,) or nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.clients.base import Batch, Batching, Noise, Plan
+from fedsim.grids.shards import Shards
+from fedsim.messages import Arrays
+from fedsim.random import generator
+
+SHARED = -1
+"""Stands for the partition in the name of a stream that all clients share."""
+
+ARGSORT_LIMIT = 4096
+"""Rows up to which sorting uniforms beats drawing without replacement one batch at a time."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Names the random streams of one message: (seed, round, message type)."""
+
+    seed: int
+    server_round: int
+    message_type: str
+
+    def generator(self, purpose: str, partition: int, chain: int, step: int) -> Any:
+        """Returns the NumPy generator for one purpose of one client, chain and step."""
+        name = f"{self.message_type}/{purpose}"
+        return generator(self.seed, name, self.server_round, partition, chain, step)
+
+
+def positions(
+    batching: Batching, n: int, count: int, rng: np.random.Generator
+) -> np.ndarray[Any, Any]:
+    """Returns (count, size) positions in a shard of n rows; −1 pads."""
+    if batching.kind == "none" or count == 0:
+        return np.empty((count, 0), np.int64)
+    if batching.kind == "full":
+        return np.broadcast_to(np.arange(n), (count, n))
+    size = batching.size
+    if batching.kind == "epochs":
+        per_epoch = max(-(-n // size), 1)
+        epochs = -(-count // per_epoch)
+        table = np.full((epochs, per_epoch * size), -1, np.int64)
+        for epoch in range(epochs):
+            table[epoch, :n] = rng.permutation(n)
+        return table.reshape(-1, size)[:count]
+    table = np.full((count, size), -1, np.int64)
+    if n <= size:
+        table[:, :n] = np.arange(n)
+    elif n <= ARGSORT_LIMIT:
+        table[:] = rng.random((count, n)).argpartition(size, axis=1)[:, :size]
+    else:
+        for row in table:
+            row[:] = rng.choice(n, size, replace=False, shuffle=False)
+    return table
+
+
+class Block:
+    """The inputs of C clients whose plans differ in nothing but steps and scalars."""
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        partitions: Sequence[int],
+        shards: Shards,
+        stream: Stream,
+        like: Mapping[str, Mapping[str, tuple[int, ...]]],
+        chain: int | None = None,
+    ) -> None:
+        """`like`: shapes of each received record, without the chain axis. `chain`: only this one."""
+        self.plans, self.partitions, self.shards, self.stream = plans, partitions, shards, stream
+        self.plan = plans[0]
+        self.chain_ids = range(self.plan.chains) if chain is None else range(chain, chain + 1)
+        self.chains = len(self.chain_ids)
+        self.steps = np.array([plan.steps for plan in plans])
+        self.full = self.plan.batching.kind == "full"
+        self._shapes = {
+            name: dict(like[noise.like] if noise.like else noise.shapes)
+            for name, noise in self.plan.noise.items()
+        }
+        self._rows = self._draw_rows()
+        self._full_batch = self._gather(self._rows[..., 0, :]) if self.full else None
+        self._noise: dict[str, Arrays] = {}
+        self._scalars = self._stack_scalars()
+
+    def _draw_rows(self) -> np.ndarray[Any, Any]:
+        """Returns (C[, Q], minibatches, size) rows of the table; −1 pads."""
+        plan = self.plan
+        # chains of a full-batch client share their rows
+        chains = 1 if self.full or not self.chains else self.chains
+        count = plan.init_minibatches + int(self.steps.max()) * plan.minibatches_per_step
+        count = 1 if self.full else count
+        sizes = [self.shards.n_examples(p) for p in self.partitions]
+        width = max(sizes) if self.full else plan.batching.size
+        rows = np.full((len(self.partitions), chains, count, width), -1, np.int64)
+        if plan.batching.kind == "none" or width == 0:
+            rows = np.full((len(self.partitions), chains, count, 1), -1, np.int64)
+        else:
+            for i, partition in enumerate(self.partitions):
+                own = np.append(self.shards.rows(partition), -1)  # position −1 is row −1
+                steps = plan.init_minibatches + self.plans[i].steps * plan.minibatches_per_step
+                for c in range(chains):
+                    chain = self.chain_ids[c] if self.chains else 0
+                    rng = self.stream.generator("batches", partition, chain, 0)
+                    at = positions(plan.batching, sizes[i], min(steps, count), rng)
+                    rows[i, c, : len(at), : at.shape[1]] = own[at]
+        return rows if self.chains and not self.full else rows[:, 0]
+
+    def _gather(self, rows: np.ndarray[Any, Any]) -> Batch:
+        """Returns the batches of `rows` (*lead, size) as tensors leading with *lead."""
+        table = self.shards.table
+        index = torch.from_numpy(np.ascontiguousarray(rows)).to(self.shards.device)
+        mask = index >= 0
+        flat = index.clamp_min(0).reshape(-1)
+        weight = table.weight[flat].reshape(index.shape) * mask
+        n = self._examples().reshape(-1, *(1,) * (index.ndim - 2))
+        return Batch(
+            table.x[flat].reshape(*index.shape, *table.x.shape[1:]),
+            table.y[flat].reshape(*index.shape, *table.y.shape[1:]),
+            weight,
+            n / mask.sum(-1).clamp_min(1).to(weight.dtype),
+        )
+
+    def _examples(self) -> Tensor:
+        sizes = [self.shards.n_examples(p) for p in self.partitions]
+        return torch.tensor(sizes, dtype=self.shards.dtype, device=self.shards.device)
+
+    def _stack_scalars(self) -> dict[str, Tensor]:
+        """Returns (C, steps) of every scalar."""
+        length = max(int(self.steps.max()), 1)
+        stacked: dict[str, Tensor] = {}
+        for name in self.plan.scalars:
+            values = np.zeros((len(self.plans), length))
+            for row, plan in zip(values, self.plans, strict=True):
+                given = np.asarray(plan.scalars[name])
+                row[: len(given) if given.ndim else None] = given
+            stacked[name] = torch.from_numpy(values).to(self.shards.device, self.shards.dtype)
+        stacked["num-examples"] = self._examples()[:, None].expand(-1, length)
+        ids = torch.tensor(self.partitions, dtype=self.shards.dtype, device=self.shards.device)
+        stacked["partition-id"] = ids[:, None].expand(-1, length)
+        steps = torch.arange(length, dtype=self.shards.dtype, device=self.shards.device)
+        stacked["step"] = steps.expand(len(self.plans), -1)
+        return stacked
+
+    def scalars(self, step: int, active: int) -> dict[str, Tensor]:
+        """Returns each scalar at `step` as (active,)."""
+        return {name: values[:active, step] for name, values in self._scalars.items()}
+
+    def init_batches(self) -> tuple[Batch, ...]:
+        """Returns the minibatches of `init`."""
+        return tuple(self._batch(i, len(self.plans)) for i in range(self.plan.init_minibatches))
+
+    def batches(self, step: int, active: int) -> tuple[Batch, ...]:
+        """Returns the minibatches of `step` for the first `active` clients."""
+        first = self.plan.init_minibatches + step * self.plan.minibatches_per_step
+        if self.plan.batching.kind == "none":
+            return ()
+        return tuple(self._batch(first + i, active) for i in range(self.plan.minibatches_per_step))
+
+    def _batch(self, index: int, active: int) -> Batch:
+        if self._full_batch is not None:
+            return Batch(*(part[:active] for part in self._full_batch))
+        return self._gather(self._rows[:active, ..., index, :])
+
+    def noise(self, step: int, active: int) -> dict[str, Arrays]:
+        """Returns the noise of `step`, drawn anew where it is due."""
+        for name, spec in self.plan.noise.items():
+            if step % spec.every == 0:
+                self._noise[name] = self._draw(name, spec, step, active)
+        return {
+            name: {
+                key: value if self.plan.noise[name].shared else value[:active]
+                for key, value in arrays.items()
+            }
+            for name, arrays in self._noise.items()
+        }
+
+    def _draw(self, name: str, spec: Noise, step: int, active: int) -> Arrays:
+        shapes = {key: self._full_shape(shape, spec) for key, shape in self._shapes[name].items()}
+        sizes = [int(np.prod(shape)) for shape in shapes.values()]
+        partitions = [SHARED] if spec.shared else list(self.partitions)
+        drawn = np.zeros(
+            (len(partitions), max(self.chains, 1), sum(sizes)),
+            np.float64 if self.shards.dtype == torch.float64 else np.float32,
+        )
+        for row, partition in zip(drawn[:active], partitions, strict=False):
+            for c, out in enumerate(row):
+                chain = self.chain_ids[c] if self.chains else 0
+                rng = self.stream.generator(name, partition, chain, step)
+                if spec.distribution == "normal":
+                    rng.standard_normal(out=out, dtype=out.dtype)
+                else:
+                    rng.random(out=out, dtype=out.dtype)
+        if not self.chains:
+            drawn = drawn[:, 0]
+        if spec.shared:
+            drawn = drawn[0]
+        flat = torch.from_numpy(drawn).to(self.shards.device)
+        parts = flat.split(sizes, dim=-1)
+        return {
+            key: part.reshape(*flat.shape[:-1], *shape)
+            for (key, shape), part in zip(shapes.items(), parts, strict=True)
+        }
+
+    def _full_shape(self, shape: tuple[int, ...], spec: Noise) -> tuple[int, ...]:
+        if not spec.per_example:
+            return shape
+        return (self.plan.minibatches_per_step, self._rows.shape[-1], *shape)

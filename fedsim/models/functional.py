@@ -1,0 +1,151 @@
+"""A torch module as a pure function of its parameters.
+
+Dropout layers take their masks from outside, so that a client's randomness is keyed like all other
+randomness and many clients can be computed by one call.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedsim.errors import UserError
+from fedsim.messages import Arrays
+
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose uniform numbers come in as a buffer: (n, *features), all ones when evaluating.
+
+    Kept entries are scaled by 1 / (1 - p), as nn.Dropout does. The channel-wise variants drop whole
+    channels: their uniforms have the shape (n, channels, 1, ...).
+    """
+
+    uniform: Tensor
+
+    def __init__(self, p: float, channelwise: bool) -> None:
+        super().__init__()
+        self.p = p
+        self.channelwise = channelwise
+        self.shape: tuple[int, ...] | None = None  # of one example's uniforms, seen in a dry run
+        self.calls = 0
+        self.register_buffer("uniform", torch.ones(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeroes entries of x (n, *features) whose uniform number is below p."""
+        if not self.training or self.p == 0:
+            return x
+        self.calls += 1
+        if self.shape is None:
+            features = tuple(x.shape[1:])
+            ones = (1,) * (len(features) - 1)
+            self.shape = (features[0], *ones) if self.channelwise else features
+        if self.p == 1:
+            return torch.zeros_like(x)
+        return x * (self.uniform >= self.p).to(x.dtype) / (1 - self.p)
+
+
+class FunctionalModel:
+    """A module's parameters (which travel), its buffers (which do not) and its forward pass."""
+
+    def __init__(self, module: nn.Module, example: Tensor) -> None:
+        """`example`: one input with a batch axis, (1, *shape), to see dropout shapes.
+
+        Raises UserError if the module cannot take it or needs what is not supported.
+        """
+        _key_dropouts(module)
+        self.module = module
+        self.shapes = {n: tuple(p.shape) for n, p in module.named_parameters() if p.requires_grad}
+        self.convolutional = any(
+            isinstance(m, nn.modules.conv._ConvNd) for m in module.modules()
+        )
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats:
+                raise UserError(
+                    f"model layer {name!r} ({type(layer).__name__}) keeps running statistics, which"
+                    " would leak between clients; use GroupNorm or LayerNorm, or set"
+                    " track_running_stats=False"
+                )
+        self._threads = threading.local()
+        self._dry_run(example)
+        self.dropouts = {
+            name: layer.shape
+            for name, layer in module.named_modules()
+            if isinstance(layer, KeyedDropout) and layer.shape is not None and layer.p > 0
+        }
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of scalars that travel."""
+        return sum(int(torch.Size(shape).numel()) for shape in self.shapes.values())
+
+    def initial(self) -> Arrays:
+        """Returns a copy of the module's own parameters."""
+        named = dict(self.module.named_parameters())
+        return {name: named[name].detach().clone() for name in self.shapes}
+
+    def apply(
+        self, params: Mapping[str, Tensor], x: Tensor, uniforms: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Returns the outputs (n, ...) for x (n, *shape).
+
+        `uniforms` maps a dropout layer's name to numbers in [0, 1) of shape (n, *features); without
+        it the model evaluates.
+        """
+        values = dict(params)
+        training = uniforms is not None
+        for name in self.dropouts if training else ():
+            assert uniforms is not None
+            values[f"{name}.uniform"] = uniforms[name]
+        module = self._own_module(training)
+        return functional_call(module, values, (x,))  # type: ignore[no-any-return]
+
+    def _own_module(self, training: bool) -> nn.Module:
+        """Returns this thread's copy: functional_call swaps parameters in place while it runs."""
+        name = "training" if training else "evaluating"
+        if not hasattr(self._threads, name):
+            setattr(self._threads, name, copy.deepcopy(self.module).train(training))
+        return getattr(self._threads, name)  # type: ignore[no-any-return]
+
+    def _dry_run(self, example: Tensor) -> None:
+        self.module.train()
+        state = torch.get_rng_state()
+        try:
+            with torch.no_grad():
+                self.module(example)
+                repeated = [
+                    name
+                    for name, layer in self.module.named_modules()
+                    if isinstance(layer, KeyedDropout) and layer.calls > 1
+                ]
+        except Exception as error:  # the user's module may raise anything
+            raise UserError(
+                f"the model does not take an input of shape {tuple(example.shape)}:"
+                f" {type(error).__name__}: {error}"
+            ) from error
+        if repeated:
+            raise UserError(
+                f"dropout layer {repeated[0]!r} is used more than once in the forward pass; make"
+                " one nn.Dropout for each use, so that each gets random numbers of its own"
+            )
+        if not torch.equal(state, torch.get_rng_state()):
+            torch.set_rng_state(state)
+            raise UserError(
+                "the model draws random numbers in its forward pass outside nn.Dropout layers;"
+                " fedsim can only repeat a run whose noise it draws itself: use nn.Dropout modules"
+            )
+
+
+def _key_dropouts(module: nn.Module) -> None:
+    """Replaces the module's dropout layers by keyed ones, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, _DROPOUT):
+            setattr(module, name, KeyedDropout(child.p, not isinstance(child, nn.Dropout)))
+        else:
+            _key_dropouts(child)

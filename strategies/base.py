@@ -1,0 +1,211 @@
+"""What our strategies add to Flower's: exchanges, a reply schema, state for checkpoints, stacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from pydantic import Field
+from torch import Tensor
+
+from fedsim import errors
+from fedsim.messages import Arrays, Broadcast, Replies, make_content, stack, to_tensors
+from fedsim.random import generator
+
+SUM_CHUNK = 32
+"""Clients summed by one matrix product; partial sums are added along a fixed binary tree."""
+
+Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+@dataclass(frozen=True)
+class ReplySchema:
+    """What a good reply holds.
+
+    records: the array records by name, each array with its shape and dtype; None accepts exactly
+    one record, of any name, shaped like the parameters (what Flower's strategies take).
+    metrics: the metrics that must be there, as finite numbers.
+    """
+
+    records: Mapping[str, Shapes] | None
+    metrics: frozenset[str] = frozenset({"num-examples"})
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One question to the clients and what is made of the answers.
+
+    A round is an ordered list of these. `aggregate` returns new parameters, or None to keep them.
+    """
+
+    message_type: str
+    configure: Callable[[int, ArrayRecord, ConfigRecord, Grid], Iterable[Message]]
+    aggregate: Callable[
+        [int, Iterable[Message]], tuple[ArrayRecord | None, MetricRecord | None]
+    ]
+    schema: Callable[[ArrayRecord], ReplySchema]
+
+
+class StrategyParams(errors.Params):
+    """What every strategy of fedsim has."""
+
+    fraction_train: float = Field(
+        1.0, gt=0, le=1, description="Fraction of the nodes sampled each round, in (0, 1]."
+    )
+    fraction_evaluate: float = Field(
+        1.0, gt=0, le=1, description="Fraction of the nodes that evaluate when asked, in (0, 1]."
+    )
+    weighted_by: Literal["examples", "uniform"] = Field(
+        "examples", description="Client weights w_c: n_c / n, or all equal."
+    )
+    chains: int = Field(
+        0,
+        ge=0,
+        description="Independent replicates computed together, each with its own initial"
+        " parameters and noise (chains of a sampler, members of an ensemble); 0 for one without"
+        " an axis.",
+    )
+
+
+class Strategy(FlowerStrategy):
+    """Base of fedsim's strategies: Flower's five methods, on stacks of tensors.
+
+    Params: the strategy's section of a scenario. client: the client it needs by default.
+    sends: the message settings that a client must honour. needs: metrics a reply must hold.
+    """
+
+    Params: ClassVar[type[errors.Params]]
+    client: ClassVar[str]
+    sends: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()
+    samples: ClassVar[bool] = False
+    """Whether the parameters after a round are a draw from a posterior."""
+
+    def __init__(self, params: StrategyParams) -> None:
+        self.common = params
+
+    @property
+    def chains(self) -> int:
+        """The leading axis of all arrays; 0 for none."""
+        return self.common.chains
+
+    def exchanges(self, server_round: int) -> Sequence[Exchange]:
+        """Returns the exchanges of a round, in order."""
+        return [
+            Exchange("train", self.configure_train, self.aggregate_train, self.reply_schema)
+        ]
+
+    def reply_schema(self, arrays: ArrayRecord) -> ReplySchema:
+        """Returns what a train reply must hold: by default one record shaped like `arrays`."""
+        return ReplySchema({"arrays": shapes_of(arrays)}, frozenset({"num-examples"}) | self.needs)
+
+    def is_draw(self, server_round: int) -> bool:
+        """Says whether the parameters after this round count as a draw."""
+        return False
+
+    def initial(self, arrays: Arrays, seed: int) -> Arrays:
+        """Returns the parameters of round 0, given those the model starts from."""
+        return arrays
+
+    def settings(self, server_round: int) -> dict[str, Any]:
+        """Returns what the message's config tells the clients beside round and seed."""
+        return {"chains": self.chains} if self.chains else {}
+
+    def sample(self, config: Mapping[str, Any], grid: Grid, fraction: float) -> list[int]:
+        """Returns the nodes of this round, at least one, in the order of their ids."""
+        nodes = list(grid.get_node_ids())
+        size = max(round(fraction * len(nodes)), 1)
+        if size >= len(nodes):
+            return nodes
+        rng = generator(int(config["seed"]), "sample", int(config["server-round"]))
+        return sorted(nodes[i] for i in rng.choice(len(nodes), size, replace=False))
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sends the parameters to the round's sample."""
+        nodes = self.sample(config, grid, self.common.fraction_train)
+        settings = {**config, **self.settings(server_round)}
+        return Broadcast(make_content({"arrays": to_tensors(arrays)}, settings), "train", nodes)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sends the parameters to those who evaluate."""
+        nodes = self.sample(config, grid, self.common.fraction_evaluate)
+        settings = {**config, **self.settings(server_round)}
+        return Broadcast(make_content({"arrays": to_tensors(arrays)}, settings), "evaluate", nodes)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Returns the means of the clients' metrics, weighted by their examples."""
+        return mean_metrics(stack(replies))
+
+    def weights(self, replies: Replies) -> Tensor:
+        """Returns w_c (clients,) float64, not normalised."""
+        if self.common.weighted_by == "uniform":
+            return torch.ones(len(replies.node_ids), dtype=torch.float64)
+        return replies.metrics["num-examples"]
+
+    def summary(self) -> None:
+        """Flower calls this to log the strategy; the run folder holds all of it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state between rounds: tensors, numbers, strings, nested dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+
+
+def shapes_of(arrays: ArrayRecord) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Returns the shape and torch dtype of each array."""
+    return {
+        name: (tuple(array.shape), getattr(torch, array.dtype)) for name, array in arrays.items()
+    }
+
+
+def weighted_mean(stacked: Arrays, weights: Tensor) -> Arrays:
+    """Returns Σ w_c x_c / Σ w_c over the leading axis of (clients, *shape).
+
+    Chunks of SUM_CHUNK clients are summed by a matrix product each and the partial sums along a
+    fixed binary tree, so that the bits depend on the clients alone.
+    """
+    share = weights / weights.sum()
+    means: Arrays = {}
+    for name, x in stacked.items():
+        flat, w = x.reshape(len(x), -1), share.to(x.device, x.dtype)
+        parts = [
+            w[i : i + SUM_CHUNK] @ flat[i : i + SUM_CHUNK] for i in range(0, len(x), SUM_CHUNK)
+        ]
+        means[name] = tree_sum(parts).reshape(x.shape[1:])
+    return means
+
+
+def tree_sum(parts: list[Tensor]) -> Tensor:
+    """Returns the sum along a fixed binary tree: ((0 + 1) + (2 + 3)) + …"""
+    while len(parts) > 1:
+        pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]
+        parts = pairs + parts[len(pairs) * 2 :]
+    return parts[0]
+
+
+def mean_metrics(replies: Replies) -> MetricRecord | None:
+    """Returns the replies' metrics, weighted by examples; None without replies."""
+    if not replies.node_ids:
+        return None
+    weights = replies.metrics["num-examples"]
+    total = float(weights.sum())
+    return MetricRecord(
+        {
+            name: float((values * weights).sum() / total) if total else float(values.mean())
+            for name, values in replies.metrics.items()
+            if name != "num-examples" and values.ndim == 1
+        }
+    )
