@@ -104,11 +104,12 @@ class Recursion:
         if radius >= 1:
             raise ValueError(f"the chain diverges: spectral radius {radius:.4g}")
         dim = self.b.shape[1]
-        mean: Array = np.linalg.solve(np.eye(dim) - self.mean_map, self.probability @ self.b)
+        solved = np.linalg.solve(np.eye(dim) - self.mean_map, self.probability @ self.b)
+        mean = np.asarray(solved, dtype=np.float64)
         # With a point mass at the stationary mean, one round gives the covariance that is added.
         added = self.step(Gaussian(mean, np.zeros((dim, dim)))).cov
-        cov: Array = np.linalg.solve(np.eye(dim**2) - self._second_moment_map(), added.ravel())
-        cov = cov.reshape(dim, dim)
+        solved = np.linalg.solve(np.eye(dim**2) - self._second_moment_map(), added.ravel())
+        cov = np.asarray(solved, dtype=np.float64).reshape(dim, dim)
         return Gaussian(mean, (cov + cov.T) / 2)
 
     def _second_moment_map(self) -> Array:
