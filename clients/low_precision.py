@@ -24,8 +24,8 @@ printed VC draws ξx and ξv independently, which loses their covariance (varian
 the default, draws v' first and then x' given v'. Nothing can correct a rounding that alone has more
 variance than the step: below Var(ξx | ξv) ≈ u γ η³ / 6 = Δ²/4 VC is over-dispersed, nearly as much
 as L (FL = 4, η = .03: 1.037 and 1.040 for 1.010; FL = 2, η = .3: 1.109 and 1.149 for 1.109). There
-is no Metropolis step: the law is biased at every finite η and gap Δ. Noise shared between clients is
-this project's addition.
+is no Metropolis step: the law is biased at every finite η and gap Δ. Noise shared between clients
+is this project's addition.
 """
 
 from __future__ import annotations
