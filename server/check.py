@@ -1,0 +1,162 @@
+"""Rejects replies that would poison an aggregate: NaN, Inf, wrong records, shapes, dtypes, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Array, ArrayRecord, Message
+from torch import Tensor
+
+from fedsim.messages import Failure, Replies, TensorArray, to_tensor
+from fedsim.strategies.base import ReplySchema, Shapes, shapes_of
+
+
+@dataclass
+class Checked:
+    """The replies that may be aggregated, and why the others may not."""
+
+    replies: Sequence[Message]
+    good: int
+    failures: list[Failure]
+
+
+def check_replies(
+    replies: Iterable[Message], asked: Iterable[int], schema: ReplySchema, arrays: ArrayRecord
+) -> Checked:
+    """Returns the good replies in the order of their nodes.
+
+    `asked`: the nodes that were sent a message; those that did not answer are failures, too.
+    """
+    if isinstance(replies, Replies):
+        checked = _check_stack(replies, schema, arrays)
+        kept, good, failures = checked, len(checked.node_ids), checked.failures
+        answered = {*checked.node_ids, *(f.node_id for f in failures)}
+        checked.failures = []
+        result = Checked(kept, good, failures)
+    else:
+        result = Checked([], 0, [])
+        messages: list[Message] = []
+        answered = set()
+        for message in sorted(replies, key=lambda m: m.metadata.src_node_id):
+            node_id = message.metadata.src_node_id
+            answered.add(node_id)
+            reason = message.error.reason if message.has_error() else _why(message, schema, arrays)
+            if reason:
+                result.failures.append(Failure(node_id, reason))
+            else:
+                messages.append(message)
+        result.replies, result.good = messages, len(messages)
+    silent = [Failure(n, "no reply") for n in asked if n not in answered]
+    result.failures = sorted(result.failures + silent, key=lambda f: f.node_id)
+    return result
+
+
+def finite(stacked: Tensor) -> Tensor:
+    """Returns for each entry of the leading axis whether all its numbers are finite, (n,) bool."""
+    if not stacked.is_floating_point() or not len(stacked):
+        return torch.ones(len(stacked), dtype=torch.bool)
+    flat = stacked.reshape(len(stacked), -1)
+    good = flat.sum(1).isfinite()  # one pass; NaN and Inf survive a sum, but so may an overflow
+    if not good.all():
+        good = flat.isfinite().all(1)
+    return good.cpu()
+
+
+def _check_stack(replies: Replies, schema: ReplySchema, arrays: ArrayRecord) -> Replies:
+    if not replies.node_ids:
+        return replies
+    layout = {
+        record: {name: (tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()}
+        for record, tensors in replies.arrays.items()
+    }
+    reason = _layout_problem(layout, schema, arrays) or _missing_metric(replies.metrics, schema)
+    if reason:
+        return replies.select([], [Failure(n, reason) for n in replies.node_ids])
+    reasons: dict[int, str] = {}
+    for record, tensors in replies.arrays.items():
+        for name, tensor in tensors.items():
+            for i in (~finite(tensor)).nonzero().flatten().tolist():
+                reasons.setdefault(i, f"NaN or Inf in array {record}/{name}")
+    for name, values in replies.metrics.items():
+        for i in (~finite(values)).nonzero().flatten().tolist():
+            reasons.setdefault(i, f"NaN or Inf in metric {name}")
+    if not reasons:
+        return replies
+    keep = [i for i in range(len(replies.node_ids)) if i not in reasons]
+    rejected = [Failure(replies.node_ids[i], reason) for i, reason in reasons.items()]
+    return replies.select(keep, rejected)
+
+
+def _why(message: Message, schema: ReplySchema, arrays: ArrayRecord) -> str | None:
+    """Returns why one Message is rejected, or None."""
+    content = message.content
+    layout = {}
+    for record, values in content.array_records.items():
+        try:
+            layout[record] = shapes_of(values)
+        except AttributeError:
+            return f"record {record!r} has an unknown dtype"
+    reason = _layout_problem(layout, schema, arrays)
+    if reason:
+        return reason
+    metrics = {k: v for record in content.metric_records.values() for k, v in record.items()}
+    reason = _missing_metric(metrics, schema)
+    if reason:
+        return reason
+    for record, values in content.array_records.items():
+        for name, array in values.items():
+            try:
+                if not bool(finite(_tensor(array)[None])[0]):
+                    return f"NaN or Inf in array {record}/{name}"
+            except (ValueError, TypeError) as error:
+                return f"array {record}/{name} cannot be read: {error}"
+    for name, value in metrics.items():
+        if not bool(torch.as_tensor(value, dtype=torch.float64).isfinite().all()):
+            return f"NaN or Inf in metric {name}"
+    return None
+
+
+def _tensor(array: Array) -> Tensor:
+    tensor = array.tensor if isinstance(array, TensorArray) else to_tensor(array)
+    if tuple(tensor.shape) != tuple(array.shape):
+        raise ValueError(f"its bytes have shape {tuple(tensor.shape)}, announced {array.shape}")
+    return tensor
+
+
+def _layout_problem(
+    layout: dict[str, dict[str, tuple[tuple[int, ...], torch.dtype]]],
+    schema: ReplySchema,
+    arrays: ArrayRecord,
+) -> str | None:
+    expected = schema.records
+    if expected is None:
+        if len(layout) != 1:
+            return f"{len(layout)} array records instead of one"
+        expected = {next(iter(layout)): shapes_of(arrays)}
+    if set(layout) != set(expected):
+        return f"array records {sorted(layout)} instead of {sorted(expected)}"
+    for record, shapes in expected.items():
+        problem = _shape_problem(layout[record], shapes)
+        if problem:
+            return f"record {record!r}: {problem}"
+    return None
+
+
+def _shape_problem(got: Shapes, expected: Shapes) -> str | None:
+    if set(got) != set(expected):
+        different = sorted(set(got) ^ set(expected))
+        return f"arrays are missing or not expected: {', '.join(different[:5])}"
+    for name, (shape, dtype) in expected.items():
+        if got[name][0] != shape:
+            return f"array {name!r} has shape {got[name][0]}, expected {shape}"
+        if got[name][1] != dtype:
+            return f"array {name!r} is {got[name][1]}, expected {dtype}"
+    return None
+
+
+def _missing_metric(metrics: object, schema: ReplySchema) -> str | None:
+    assert isinstance(metrics, dict)
+    missing = sorted(schema.metrics - set(metrics))
+    return f"metric {missing[0]!r} is missing" if missing else None

@@ -1,0 +1,415 @@
+"""The round loop: exchanges, evaluation, events, early stop, checkpoints.
+
+Flower's Strategy.start runs the same five methods but cannot resume, report or stop early.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from torch import Tensor
+
+from fedsim.errors import RunFailed
+from fedsim.messages import Arrays, Broadcast, Replies, to_record, to_tensors
+from fedsim.random import seeded_globals
+from fedsim.server.check import Checked, check_replies, finite
+from fedsim.server.evaluation import Evaluator
+from fedsim.strategies.base import Exchange, Strategy
+from fedsim.strategies.flower import exchanges_of, load_strategy_state, strategy_state
+
+Metrics = dict[str, float]
+
+
+class Recorder(Protocol):
+    """Where the loop writes; fedsim.runs.RunWriter is one."""
+
+    def log_metrics(self, round: int, split: str, metrics: Mapping[str, float]) -> None: ...
+    def log_client_metrics(
+        self,
+        round: int,
+        split: str,
+        partitions: Sequence[int],
+        metrics: Mapping[str, Sequence[float]],
+    ) -> None: ...
+    def event(self, kind: str, round: int | None = None, **fields: object) -> None: ...
+    def end_round(self, round: int) -> None: ...
+    def save_draw(self, round: int, draw: Mapping[str, Tensor]) -> None: ...
+    def save_checkpoint(
+        self, round: int, tensors: Mapping[str, Tensor], state: object, keep: int = 2
+    ) -> None: ...
+
+
+class StatefulGrid(Protocol):
+    """A Grid whose clients keep state that a checkpoint must hold."""
+
+    def state_dict(self) -> tuple[Arrays, dict[str, Any]]: ...
+    def load_state_dict(self, tensors: Mapping[str, Tensor], plain: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """Ends the run when split/name has not improved by min_delta for `patience` evaluations."""
+
+    split: str
+    name: str
+    mode: Literal["min", "max"]
+    patience: int
+    min_delta: float
+    restore_best: bool
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What the loop needs of a scenario."""
+
+    rounds: int
+    seed: int
+    server_every: int = 1
+    clients_every: int = 0
+    on_bad_reply: Literal["drop", "fail"] = "drop"
+    quorum: float = 0.5
+    stopping: Stopping | None = None
+    checkpoint_rounds: int = 10
+    checkpoint_seconds: float | None = None
+    keep: int = 2
+    save_draws: bool = True
+
+
+@dataclass
+class Totals:
+    """What has been spent so far; gradients are per-example gradients of one chain."""
+
+    bytes_up: float = 0.0
+    bytes_down: float = 0.0
+    gradients: float = 0.0
+    seconds: float = 0.0
+    dropped: float = 0.0
+    draws: float = 0.0
+
+
+@dataclass
+class LoopState:
+    """Everything that changes from round to round, beside the strategy, grid and evaluator."""
+
+    arrays: Arrays
+    round: int = 0
+    totals: Totals = field(default_factory=Totals)
+    best: float | None = None
+    best_round: int = 0
+    waited: int = 0
+    best_arrays: Arrays | None = None
+    stopped: bool = False
+
+
+class RoundLoop:
+    """Runs rounds until the last, an early stop, or a failure.
+
+    Raises RunFailed with the round, the clients and the last good checkpoint.
+    """
+
+    def __init__(
+        self,
+        strategy: FlowerStrategy,
+        grid: Grid,
+        arrays: Arrays,
+        config: LoopConfig,
+        recorder: Recorder,
+        evaluator: Evaluator | None = None,
+        on_round: Callable[[int, Metrics, Metrics], None] | None = None,
+    ) -> None:
+        """`on_round` is told the round, its newest metrics as "split/name", and its costs."""
+        self.strategy, self.grid, self.config = strategy, grid, config
+        self.recorder, self.evaluator = recorder, evaluator
+        self.on_round = on_round or (lambda round, metrics, system: None)
+        self.state = LoopState(arrays)
+        self.chains = strategy.chains if isinstance(strategy, Strategy) else 0
+        self._saved_round: int | None = None
+        self._saved_at = time.monotonic()
+        self._began = time.monotonic()
+
+    def run(self) -> LoopState:
+        """Runs the remaining rounds; returns the final state, whose arrays are the result."""
+        if self.state.round == 0 and self._saved_round is None:
+            self._evaluate_server(0)
+            self.recorder.end_round(0)
+        self._began = time.monotonic() - self.state.totals.seconds
+        while self.state.round < self.config.rounds and not self.state.stopped:
+            try:
+                self._round(self.state.round + 1)
+            except RunFailed as error:
+                raise RunFailed(f"{error}{self._last_good()}") from error
+            if self._due():
+                self.save()
+        if self._saved_round != self.state.round:
+            self.save()
+        stopping = self.config.stopping
+        if stopping and stopping.restore_best and self.state.best_arrays is not None:
+            self.state.arrays = self.state.best_arrays
+        return self.state
+
+    def _round(self, server_round: int) -> None:
+        state = self.state
+        before = Totals(**vars(state.totals))
+        record = to_record(state.arrays)
+        shown: Metrics = {}
+        cohort = 0
+        for index, exchange in enumerate(exchanges_of(self.strategy, server_round)):
+            new, metrics, checked = self._exchange(server_round, index, exchange, record)
+            cohort = max(cohort, checked.good + len(checked.failures))
+            if new is not None:
+                record = new
+            if metrics is not None:
+                shown |= self._log(server_round, "train", _floats(metrics))
+        arrays = _like(to_tensors(record), state.arrays, server_round)
+        state.arrays, state.round = arrays, server_round
+        self._take_draw(server_round)
+        state.totals.seconds = time.monotonic() - self._began
+        shown |= self._evaluate_clients(server_round)
+        every = self.config.server_every
+        last = server_round == self.config.rounds
+        if every and (server_round % every == 0 or last):
+            shown |= self._evaluate_server(server_round)
+            self._maybe_stop(server_round, shown)
+        system = self._system(before, cohort)
+        self.recorder.log_metrics(server_round, "system", system)
+        self.recorder.end_round(server_round)
+        self.on_round(server_round, shown, system)
+
+    def _exchange(
+        self, server_round: int, index: int, exchange: Exchange, record: ArrayRecord
+    ) -> tuple[ArrayRecord | None, MetricRecord | None, Checked]:
+        config = ConfigRecord({"seed": self.config.seed, "server-round": server_round})
+        # Flower's strategies sample nodes and draw noise from global generators
+        stream = (self.config.seed, "strategy", server_round, index)
+        with seeded_globals(*stream):
+            messages = exchange.configure(server_round, record, config, self.grid)
+            messages = messages if isinstance(messages, Broadcast) else list(messages)
+        replies = self.grid.send_and_receive(messages)
+        asked = _nodes(messages)
+        self._count_traffic(messages, replies, len(asked))
+        checked = check_replies(replies, asked, exchange.schema(record), record)
+        self._report_failures(server_round, exchange.message_type, checked, len(asked))
+        with seeded_globals(self.config.seed, "aggregate", server_round, index):
+            new, metrics = exchange.aggregate(server_round, checked.replies)
+        if isinstance(checked.replies, Replies) and "gradients" in checked.replies.metrics:
+            self.state.totals.gradients += float(checked.replies.metrics["gradients"].sum())
+        return new, metrics, checked
+
+    def _report_failures(
+        self, server_round: int, message_type: str, checked: Checked, asked: int
+    ) -> None:
+        if checked.failures:
+            self.state.totals.dropped += len(checked.failures)
+            reasons = {f.node_id: f.reason for f in checked.failures[:20]}
+            self.recorder.event(
+                "bad_replies",
+                server_round,
+                message_type=message_type,
+                count=len(checked.failures),
+                nodes={str(node): reason for node, reason in reasons.items()},
+            )
+            first = checked.failures[0]
+            where = f"round {server_round}, {message_type}: node {first.node_id}: {first.reason}"
+            if self.config.on_bad_reply == "fail":
+                raise RunFailed(f"{where} (on_bad_reply: fail)")
+            if checked.good < self.config.quorum * asked:
+                raise RunFailed(
+                    f"round {server_round}, {message_type}: {checked.good} of {asked} replies were"
+                    f" good, fewer than the quorum of {self.config.quorum:g}; first: {where}"
+                )
+
+    def _take_draw(self, server_round: int) -> None:
+        strategy = self.strategy
+        if not (isinstance(strategy, Strategy) and strategy.is_draw(server_round)):
+            return
+        self.state.totals.draws += 1
+        if self.evaluator is not None:
+            self.evaluator.absorb(self.state.arrays)
+        if self.config.save_draws:
+            self.recorder.save_draw(server_round, self.state.arrays)
+
+    def _evaluate_server(self, server_round: int) -> Metrics:
+        shown: Metrics = {}
+        if self.evaluator is None or not self.config.server_every:
+            return shown
+        results = self.evaluator.evaluate(self.state.arrays, bool(self.chains))
+        for split, metrics in results.items():
+            shown |= self._log(server_round, split, metrics)
+        return shown
+
+    def _evaluate_clients(self, server_round: int) -> Metrics:
+        every = self.config.clients_every
+        if not every or server_round % every:
+            return {}
+        record = to_record(self.state.arrays)
+        config = ConfigRecord({"seed": self.config.seed, "server-round": server_round})
+        with seeded_globals(self.config.seed, "evaluate", server_round):
+            messages = self.strategy.configure_evaluate(server_round, record, config, self.grid)
+            messages = messages if isinstance(messages, Broadcast) else list(messages)
+        if not len(messages):
+            return {}
+        replies = self.grid.send_and_receive(messages)
+        asked = _nodes(messages)
+        self._count_traffic(messages, replies, len(asked))
+        from fedsim.strategies.base import ReplySchema
+
+        checked = check_replies(replies, asked, ReplySchema({}), record)
+        self._report_failures(server_round, "evaluate", checked, len(asked))
+        if isinstance(checked.replies, Replies):
+            from fedsim.grids.inline import partition_of
+
+            self.recorder.log_client_metrics(
+                server_round,
+                "client",
+                [partition_of(n) for n in checked.replies.node_ids],
+                {k: v.tolist() for k, v in checked.replies.metrics.items() if v.ndim == 1},
+            )
+        metrics = self.strategy.aggregate_evaluate(server_round, checked.replies)
+        return {} if metrics is None else self._log(server_round, "client", _floats(metrics))
+
+    def _maybe_stop(self, server_round: int, shown: Metrics) -> None:
+        stopping, state = self.config.stopping, self.state
+        if stopping is None:
+            return
+        value = shown.get(f"{stopping.split}/{stopping.name}")
+        if value is None:
+            raise RunFailed(
+                f"round {server_round}: early_stopping watches {stopping.split}/{stopping.name},"
+                f" but there are only {', '.join(sorted(shown))}"
+            )
+        signed = value if stopping.mode == "min" else -value
+        if state.best is None or signed < state.best - stopping.min_delta:
+            state.best, state.best_round, state.waited = signed, server_round, 0
+            state.best_arrays = dict(state.arrays)
+            return
+        state.waited += 1
+        if state.waited >= stopping.patience:
+            state.stopped = True
+            self.recorder.event("early_stop", server_round, best_round=state.best_round)
+
+    def _system(self, before: Totals, cohort: int) -> Metrics:
+        """Returns the round's costs and, as total_*, all costs so far."""
+        totals = vars(self.state.totals)
+        system = {f"total_{name}": float(value) for name, value in totals.items()}
+        for name in ("bytes_up", "bytes_down", "gradients", "seconds", "dropped"):
+            system[name] = float(totals[name] - getattr(before, name))
+        system["clients_per_second"] = cohort / max(system["seconds"], 1e-9)
+        return system
+
+    def _log(self, server_round: int, split: str, metrics: Metrics) -> Metrics:
+        self.recorder.log_metrics(server_round, split, metrics)
+        return {f"{split}/{name}": value for name, value in metrics.items()}
+
+    def _count_traffic(
+        self, messages: Sequence[Message], replies: Iterable[Message], asked: int
+    ) -> None:
+        totals = self.state.totals
+        if isinstance(messages, Broadcast):
+            totals.bytes_down += record_bytes(messages.content.array_records.values()) * asked
+        else:
+            for message in messages:
+                totals.bytes_down += record_bytes(message.content.array_records.values())
+        if isinstance(replies, Replies):
+            totals.bytes_up += sum(
+                t.numel() * t.element_size() for r in replies.arrays.values() for t in r.values()
+            )
+        else:
+            for message in replies:
+                if message.has_content():
+                    totals.bytes_up += record_bytes(message.content.array_records.values())
+
+    # Checkpoints
+
+    def _due(self) -> bool:
+        c = self.config
+        by_rounds = bool(c.checkpoint_rounds) and self.state.round % c.checkpoint_rounds == 0
+        waited = time.monotonic() - self._saved_at
+        return by_rounds or (c.checkpoint_seconds is not None and waited >= c.checkpoint_seconds)
+
+    def save(self) -> None:
+        """Saves what the run continues from after this round."""
+        state = self.state
+        tensors: dict[str, Tensor] = {f"arrays/{k}": v for k, v in state.arrays.items()}
+        tensors |= {f"best/{k}": v for k, v in (state.best_arrays or {}).items()}
+        plain: dict[str, Any] = {
+            "round": state.round,
+            "totals": vars(state.totals),
+            "best": [state.best, state.best_round, state.waited, state.stopped],
+            "order": list(state.arrays),
+        }
+        parts: dict[str, Any] = {"strategy": strategy_state(self.strategy)}
+        if hasattr(self.grid, "state_dict"):
+            parts["grid"] = self.grid.state_dict()
+        if self.evaluator is not None:
+            parts["evaluator"] = self.evaluator.state_dict()
+        for part, (part_tensors, part_plain) in parts.items():
+            tensors |= {f"{part}/{k}": v for k, v in part_tensors.items()}
+            plain[part] = part_plain
+        self.recorder.save_checkpoint(state.round, tensors, plain, self.config.keep)
+        self._saved_round, self._saved_at = state.round, time.monotonic()
+
+    def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Restores what `save` saved."""
+        parts: dict[str, Arrays] = {}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts.setdefault(part, {})[name] = tensor
+        state = self.state
+        state.arrays = {name: parts["arrays"][name] for name in plain["order"]}
+        state.best_arrays = parts.get("best")
+        state.round, state.totals = int(plain["round"]), Totals(**plain["totals"])
+        state.best, state.best_round, state.waited, state.stopped = plain["best"]
+        load_strategy_state(self.strategy, parts.get("strategy", {}), plain["strategy"])
+        if "grid" in plain:
+            grid: Any = self.grid
+            grid.load_state_dict(parts.get("grid", {}), plain["grid"])
+        if self.evaluator is not None:
+            self.evaluator.load_state_dict(parts.get("evaluator", {}), plain["evaluator"])
+        self._saved_round = state.round
+
+    def _last_good(self) -> str:
+        if self._saved_round is None:
+            return " (no checkpoint yet)"
+        return f" (last good checkpoint: round {self._saved_round})"
+
+
+def record_bytes(records: Iterable[ArrayRecord]) -> int:
+    """Returns the bytes of the arrays' numbers, without any serialisation's overhead."""
+    total = 0
+    for record in records:
+        for array in record.values():
+            item = torch.empty((), dtype=getattr(torch, array.dtype, torch.float32)).element_size()
+            total += item * int(torch.Size(array.shape).numel())
+    return total
+
+
+def _like(new: Arrays, old: Arrays, server_round: int) -> Arrays:
+    """Returns the new parameters in the old ones' dtypes: Flower's FedAdam returns float64.
+
+    Raises RunFailed if they are not finite numbers of the same shapes.
+    """
+    if {k: v.shape for k, v in new.items()} != {k: v.shape for k, v in old.items()}:
+        raise RunFailed(f"round {server_round}: the strategy returned arrays of other shapes")
+    for name, tensor in new.items():
+        if not bool(finite(tensor[None])[0]):
+            raise RunFailed(f"round {server_round}: the aggregate of {name!r} has NaN or Inf")
+    return {name: new[name].to(tensor.dtype) for name, tensor in old.items()}
+
+
+def _nodes(messages: Sequence[Message]) -> list[int]:
+    if isinstance(messages, Broadcast):
+        return list(messages.node_ids)
+    return [message.metadata.dst_node_id for message in messages]
+
+
+def _floats(metrics: MetricRecord) -> Metrics:
+    return {
+        name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))
+    }
