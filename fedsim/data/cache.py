@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ def read_cached(name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Arra
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in shapes}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if path.exists():
             warnings.warn(f"{path} is unreadable and is made again: {error}", stacklevel=2)
         return None

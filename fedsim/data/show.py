@@ -41,6 +41,10 @@ def show_table(data: FederatedData, max_clients: int = 50) -> Table:
     if len(frame.columns) > 4 + MAX_CLASSES_SHOWN:
         counts = class_counts(data)
         frame = frame.iloc[:, :4].assign(classes=(counts > 0).sum(axis=1))
+    if data.holdouts is None:
+        frame = frame.drop(columns="holdout")
+    if data.train.weight is None:
+        frame = frame.drop(columns="weight")
     table = Table(title=summary(data), title_justify="left")
     for name in frame.columns:
         table.add_column(str(name), justify="right")
@@ -111,6 +115,7 @@ def _stacked_bars(axes: Axes, data: FederatedData) -> None:
         )
         base = base + counts[:, label]
     axes.set_ylabel("training rows")
+    _whole_numbers(axes)
     _client_axis(axes, len(counts))
     axes.margins(x=0.01)
     if len(names) <= 20:
@@ -126,12 +131,15 @@ def _stacked_bars(axes: Axes, data: FederatedData) -> None:
 
 
 def _shades(figure: Figure, axes: Axes, data: FederatedData) -> None:
+    from matplotlib.colors import LogNorm
+
     counts, names = class_counts(data), class_names(data)
     largest_first = np.argsort(-counts.sum(axis=1), kind="stable")
     image = axes.imshow(
         np.ma.masked_equal(counts[largest_first].T, 0),
         aspect="auto",
-        cmap="viridis_r",
+        cmap="YlGnBu",
+        norm=LogNorm(vmin=0.8, vmax=max(float(counts.max()), 2.0)),
         interpolation="nearest",
         origin="lower",
     )
@@ -139,7 +147,8 @@ def _shades(figure: Figure, axes: Axes, data: FederatedData) -> None:
     axes.set_ylabel("class")
     if len(names) <= 20:
         axes.set_yticks(np.arange(len(names)), names)
-    figure.colorbar(image, ax=axes, label="training rows (white: none)", pad=0.01)
+    bar = figure.colorbar(image, ax=axes, label="training rows (white: none)", pad=0.01)
+    bar.ax.yaxis.set_major_formatter("{x:g}")
 
 
 def _boxes(axes: Axes, data: FederatedData) -> None:
@@ -180,6 +189,7 @@ def _sizes(axes: Axes, data: FederatedData) -> None:
         color=BLUE,
     )
     axes.set_ylabel("training rows")
+    _whole_numbers(axes)
     axes.margins(x=0.01)
     if many:
         axes.set_xlabel("client, the largest first")
@@ -194,6 +204,12 @@ def _client_axis(axes: Axes, clients: int) -> None:
     axes.grid(axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
+
+
+def _whole_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _title(axes: Axes, data: FederatedData) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from typing import Literal
 
 import numpy as np
@@ -77,7 +78,9 @@ class NPZ(TableParams):
                         )
                     if name is not None:
                         arrays[name] = stored[name]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                        if not isinstance(arrays[name], np.ndarray):
+                            raise ValueError(f"{name!r} is damaged")
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(
                 f"data.path: {self.path} is not a file of plain NumPy arrays (.npz): {error}"
             ) from error
