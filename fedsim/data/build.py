@@ -12,6 +12,7 @@ from fedsim.data.examples import DataInfo, Examples, FederatedData, Rows
 from fedsim.data.partitions.base import PartitionParams, hold_out, rows_by_owner
 from fedsim.data.partitions.natural import Given
 from fedsim.data.sets.custom import Custom
+from fedsim.data.split import split
 from fedsim.errors import Params, UserError
 
 
@@ -34,7 +35,7 @@ def build_data(data: Params, partition: Params, seed: int) -> FederatedData:
     else:
         source = data.load(data_seed)
     if isinstance(data, SplitParams):
-        source = split_source(source, data, data_seed)
+        source = split(source, data, data_seed)
     odd = None
     if isinstance(data, ImageParams):
         source, odd = _with_ood(source, data, data_seed)
@@ -54,13 +55,6 @@ def build_data(data: Params, partition: Params, seed: int) -> FederatedData:
         ood=odd,
         truth={} if source.truth is None else source.truth(used),
     )
-
-
-def split_source(source: Source, params: SplitParams, seed: int) -> Source:
-    """Returns the source with the server's rows set aside."""
-    from fedsim.data.split import split
-
-    return split(source, params, seed)
 
 
 def check_classes(source: Source, shards: tuple[Rows, ...]) -> None:

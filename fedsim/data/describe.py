@@ -56,10 +56,12 @@ def summary(data: FederatedData) -> str:
     info = data.info
     sizes = np.array([len(rows) for rows in data.shards])
     shape = " × ".join(map(str, info.input_shape))
+    spread = f"{sizes.min()} to {sizes.max()} rows (median {np.median(sizes):g})"
+    if sizes.min() == sizes.max():
+        spread = "1 row each" if sizes.max() == 1 else f"{sizes.max()} rows each"
     parts = [
         f"{info.name}: {sizes.sum():,} training rows of {shape} features",
-        f"{len(sizes)} clients of {sizes.min()} to {sizes.max()} rows (median "
-        f"{np.median(sizes):g})",
+        f"{len(sizes)} clients of {spread}",
     ]
     if data.holdouts is not None:
         parts.append(f"{sum(map(len, data.holdouts)):,} held out by clients")

@@ -13,7 +13,7 @@ Array = NDArray[Any]
 Rows = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Examples:
     """A set of n examples.
 
@@ -74,7 +74,7 @@ class DataInfo:
     ood: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FederatedData:
     """Examples and who holds them.
 

@@ -74,6 +74,7 @@ def test_the_summary_counts_everything() -> None:
     assert text.startswith("digits: 718 training rows of 1 × 8 × 8 features")
     for part in ("4 clients of 179 to 180 rows", "720 held out by clients", "359 test rows"):
         assert part in text
+    assert "10 clients of 1 row each" in summary(build("gaussian_clients", "given"))
 
 
 @pytest.mark.parametrize(
