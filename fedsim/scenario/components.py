@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, SerializeAsAny, ValidationError
+from pydantic import Field, SerializeAsAny, ValidationError, WithJsonSchema
 
 from fedsim.errors import Params, UserError
 from fedsim.registry import import_path, params_of
@@ -43,7 +43,9 @@ class Imported(Params):
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$",
         description="Import path, package.module:attribute.",
     )
-    params: SerializeAsAny[Params] | dict[str, Any] = Field(
+    params: Annotated[
+        SerializeAsAny[Params] | dict[str, Any], WithJsonSchema({"type": "object"})
+    ] = Field(
         default_factory=dict,
         description="Parameters; checked by the attribute's `Params` model if it has one, "
         "otherwise passed on as keyword arguments.",

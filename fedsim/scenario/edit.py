@@ -135,7 +135,8 @@ def _merge(
 
 
 def _get(target: Any, key: str | int) -> Any:
-    return target[key] if isinstance(target, list) or key in target else None
+    """Returns an item of a list, or of a mapping, None where the mapping lacks it."""
+    return target.get(key) if isinstance(target, dict) else target[key]
 
 
 def _renamed(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

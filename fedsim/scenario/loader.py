@@ -146,13 +146,21 @@ class _Builder:
             path = self._place(None, line)
             self._not_allowed(path, f"alias *{event.anchor}", "aliases")
             return
+        text = self._unicode(event.value, line)
         if waits_for_key:
-            self._take_key(event.value, line)
-            path = (*self.open[-1][1], event.value)
+            self._take_key(text, line)
+            path = (*self.open[-1][1], text)
         else:
             plain = event.implicit[0] and event.style is None
-            path = self._place(scalar(event.value) if plain else event.value, line)
+            path = self._place(scalar(text) if plain else text, line)
         self._refuse_extras(event, path)
+
+    def _unicode(self, text: str, line: int) -> str:
+        """Joins the surrogate pairs of JSON's escapes, "\\ud83d\\ude00", into characters."""
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise _refused(self.file, "holds half of a surrogate pair", line) from None
 
     def _start(self, event: yaml.MappingStartEvent | yaml.SequenceStartEvent, line: int) -> None:
         if self._waits_for_key():

@@ -43,7 +43,7 @@ class Scenario(Params):
         min_length=1,
         max_length=80,
         pattern=r"^[^\x00-\x1f/\\]+$",
-        description="Short name, part of every run's id; a file's own name if left out.",
+        description="Short name without slashes, part of every run's id; the file's if left out.",
     )
     description: str = Field("", description="What the experiment shows.")
     seeds: Seeds = Field(
@@ -69,8 +69,8 @@ class Scenario(Params):
     )
     on_bad_reply: Literal["drop", "fail"] = Field(
         "drop",
-        description="What a client's unusable reply (NaN, wrong shape, no weight) does: drop "
-        "counts it and goes on without it, fail ends the run.",
+        description="What a client's unusable reply (NaN, wrong shape, no weight) does: `drop` "
+        "counts it and goes on without it, `fail` ends the run.",
     )
     quorum: float = Field(
         0.5,
@@ -86,11 +86,11 @@ class Scenario(Params):
     )
     compare: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="Label: the part of a scenario that differs; one experiment for each.",
+        description="By label, the part of a scenario that differs; one experiment for each.",
     )
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default_factory=dict,
-        description="Dotted.field: the values it takes; one experiment for each combination.",
+        description="By dotted field, the values it takes; one experiment for each combination.",
     )
 
     @classmethod

@@ -36,6 +36,11 @@ def apply(overrides: Iterable[str], data: dict[str, Any], sources: Sources) -> l
                 Problem(field, p.message, hint=p.hint, file=option) for p in error.problems
             ]
     for path, item, origin in sorted(parsed, key=lambda entry: not is_name(dotted(entry[0]))):
+        if path == ("seed",):  # short for a list of one
+            data["seeds"] = [item]
+            sources.forget(("seeds",))
+            sources.origins[("seeds",)] = sources.origins[("seeds", 0)] = origin
+            continue
         mistake = assign(data, path, item, sources, origin)
         if mistake:
             problems.append(Problem(field=dotted(path), message=mistake.message, file=origin.file))

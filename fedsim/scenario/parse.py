@@ -14,11 +14,11 @@ from fedsim.errors import Params, Problem, ScenarioError
 from fedsim.scenario import checks
 from fedsim.scenario.components import COMPONENTS, SECTIONS, Components, installed, parse_section
 from fedsim.scenario.edit import normalise, plain
-from fedsim.scenario.loader import read
+from fedsim.scenario.loader import Document, read
 from fedsim.scenario.model import Scenario
 from fedsim.scenario.overrides import apply
 from fedsim.scenario.points import point_problems
-from fedsim.scenario.problems import Mistake, Sources
+from fedsim.scenario.problems import Mistake, Sources, dotted
 from fedsim.scenario.sentences import mistakes_of
 
 
@@ -29,16 +29,20 @@ def load(
 ) -> Scenario:
     """Reads and validates a scenario file; see Scenario.load."""
     document = read(path)
+    document.data.setdefault("name", re.sub(r"[^\w.-]+", "-", Path(path).stem)[:80])
+    return from_document(document, overrides, components or installed())
+
+
+def from_document(document: Document, overrides: Iterable[str], components: Components) -> Scenario:
+    """Applies overrides to a scenario as written and validates it."""
     data, sources = document.data, document.sources
-    data.setdefault("name", re.sub(r"[^\w.-]+", "-", Path(path).stem)[:80])
     found = normalise(data, sources)
     broken = {mistake.path for mistake in document.mistakes}
     problems = [sources.problem(mistake) for mistake in (*document.mistakes, *found)]
     problems += apply(overrides, data, sources)
-    scenario, more = validate(data, sources, components or installed())
+    scenario, more = validate(data, sources, components)
     # What the reader refused has no value, so validation would complain a second time.
-    dotted = {".".join(map(str, path)) for path in broken}
-    problems += [p for p in more if not any(_within(p.field, path) for path in dotted)]
+    problems += [p for p in more if not any(_within(p.field, dotted(path)) for path in broken)]
     return _finish(scenario, problems)
 
 

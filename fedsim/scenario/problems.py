@@ -66,8 +66,7 @@ class Sources:
         path = (*origin.path, key)
         # What comes from an option has no line, and must not take that of the field it replaced.
         written = self.origins.get(path) if origin.line is not None else None
-        line, file = (written.line, written.file) if written else (origin.line, origin.file)
-        return Origin(path, line, file)
+        return written or Origin(path, origin.line, origin.file)
 
     def problem(self, mistake: Mistake) -> Problem:
         """Returns the mistake with its place."""
@@ -92,8 +91,9 @@ def children(value: object) -> Iterable[tuple[str | int, object]]:
 
 
 def dotted(path: FieldPath) -> str:
-    """Returns the path as it is written for --set: `strategy.betas.0`."""
-    return ".".join(str(part) for part in path)
+    """Returns the path as it is written for --set, `strategy.betas.0`, fit for a terminal."""
+    text = ".".join(str(part) for part in path)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def suggestion(word: object, known: Iterable[str], what: str = "") -> str:

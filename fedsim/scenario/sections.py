@@ -22,8 +22,8 @@ class EngineParams(Params):
     )
     path: Literal["auto", "mapped", "one_by_one"] = Field(
         "auto",
-        description="Mapped computes many clients in one call, one_by_one each on its own; "
-        "auto decides from the shapes and writes the choice into the resolved run.",
+        description="`mapped` computes many clients in one call, `one_by_one` each on its own; "
+        "`auto` decides from the shapes and writes the choice into the resolved run.",
     )
     chunk: int | None = Field(
         None, ge=1, description="Clients in one mapped call; empty: decided from the shapes."
@@ -35,7 +35,7 @@ class EngineParams(Params):
         "float32", description="Floating-point type of parameters and features."
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="Where clients compute; auto takes an accelerator if there is one."
+        "auto", description="Where clients compute; `auto` takes an accelerator if there is one."
     )
     trace: bool = Field(
         True, description="Trace and simplify the mapped step (faster); false runs it eagerly."
@@ -96,7 +96,7 @@ class PosteriorParams(Params):
     )
     save_draws: Literal["all", "thinned", "none"] = Field(
         "thinned",
-        description="All: every round after burn-in; thinned: as the strategy's thinning says.",
+        description="Saved draws: `all` after burn-in, or `thinned` as the strategy says.",
     )
     reference: Literal["none", "nuts", "closed_form"] = Field(
         "none", description="The posterior that the draws are compared with."

@@ -33,6 +33,7 @@ _WRONG_TYPE = {
     "model_attributes_type": "a mapping (key: value)",
     "none_required": "empty",
 }
+_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 _RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 
 
@@ -47,8 +48,9 @@ def mistakes_of(
     for detail in error.errors(include_url=False):
         by_field.setdefault(_field_path(detail, value), []).append(detail)
     return [
-        _mistake(at, details, _owner(model, at[:-1], value), path)
+        _mistake(at, details, _owner(model, at[: _field_position(at)], value), path)
         for at, details in by_field.items()
+        if not _follows(at, details, by_field)
     ]
 
 
@@ -69,6 +71,21 @@ def _field_path(detail: ErrorDetails, value: object) -> FieldPath:
         elif last and detail["type"] == "missing":
             path.append(part)
     return tuple(path)
+
+
+def _field_position(at: FieldPath) -> int:
+    """Returns where the last field's name is in a path that may go on to items of its list."""
+    names = [position for position, part in enumerate(at) if isinstance(part, str)]
+    return names[-1] if names else 0
+
+
+def _follows(
+    at: FieldPath, details: list[ErrorDetails], by_field: Mapping[FieldPath, list[ErrorDetails]]
+) -> bool:
+    """Tells whether a list is too short for pydantic only because its items were refused."""
+    return all(detail["type"] == "too_short" for detail in details) and any(
+        len(other) > len(at) and other[: len(at)] == at for other in by_field
+    )
 
 
 def _holds(value: object, part: str | int) -> bool:
@@ -98,16 +115,19 @@ def _sentence(
 ) -> tuple[str, str]:
     """Returns the sentence and the hint of one error."""
     kind, context = detail["type"], detail.get("ctx", {})
-    field = owner.model_fields.get(str(at[-1])) if owner and at else None
+    field = owner.model_fields.get(str(at[_field_position(at)])) if owner and at else None
     if kind == "missing":
-        return "is required", (field.description or "").capitalize() if field else ""
+        return "is required", _described(field)
     if kind == "extra_forbidden":
         known = list(owner.model_fields) if owner else []
         return "unknown key", suggestion(at[-1], known, "keys")
     if kind in _RANGE:
         return f"must be {(limits(field) if field else '') or _bounds_of(context)}", ""
     if kind in _WRONG_TYPE or kind == "literal_error":
-        return f"must be {_expected(detail)}", _type_hint(detail)
+        empty = "; it is empty" if detail["input"] is None else ""
+        return f"must be {_expected(detail)}{empty}", _type_hint(detail)
+    if kind == "string_pattern_mismatch":
+        return "has the wrong form", _described(field)
     if kind in _OTHERS:
         return _OTHERS[kind](context), ""
     if kind in ("value_error", "assertion_error"):
@@ -122,7 +142,6 @@ _OTHERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "too_long": lambda c: f"must have at most {_items(c['max_length'])}, has {c['actual_length']}",
     "string_too_short": lambda c: f"must have at least {_items(c['min_length'], 'character')}",
     "string_too_long": lambda c: f"must have at most {_items(c['max_length'], 'character')}",
-    "string_pattern_mismatch": lambda c: f"must have the form {c['pattern']}",
     "multiple_of": lambda c: f"must be a multiple of {c['multiple_of']}",
     "json_invalid": lambda c: "cannot be read",
     "union_tag_not_found": lambda c: f"must say its {str(c['discriminator']).strip(chr(39))}",
@@ -131,6 +150,12 @@ _OTHERS: dict[str, Callable[[dict[str, Any]], str]] = {
         f"{str(c['expected_tags']).replace(chr(39), '')}"
     ),
 }
+
+
+def _described(field: FieldInfo | None) -> str:
+    """Returns a field's description as a hint, which ends without a full stop."""
+    text = (field.description or "") if field else ""
+    return (text[:1].upper() + text[1:]).rstrip(".")
 
 
 def _expected(detail: ErrorDetails) -> str:
@@ -198,22 +223,26 @@ def _is_model(kind: Any) -> bool:
 
 
 def _nested_metadata(annotation: Any) -> list[Any]:
-    return [item for item in _types(annotation) if isinstance(item, Ge | Gt | Le | Lt | Interval)]
+    """Returns the constraints inside a type, such as those of a list's items."""
+    found: list[Any] = []
+    for item in _types(annotation):
+        found += item.metadata if isinstance(item, FieldInfo) else [item]
+    return [item for item in found if isinstance(item, Ge | Gt | Le | Lt | Interval)]
 
 
 def _bounds(metadata: list[Any]) -> str:
-    parts = []
-    for item in metadata:
-        for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
-            bound = getattr(item, name, None)
-            if bound is not None:
-                parts.append(f"{sign} {bound:g}" if isinstance(bound, float) else f"{sign} {bound}")
-    return " and ".join(dict.fromkeys(parts))
+    pairs = [(name, getattr(item, name, None)) for item in metadata for name in _SIGNS]
+    return _bounds_of({name: bound for name, bound in pairs if bound is not None})
 
 
 def _bounds_of(context: Mapping[str, Any]) -> str:
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    return " and ".join(f"{signs[k]} {v:g}" for k, v in context.items() if k in signs)
+    return " and ".join(
+        f"{sign} {context[name]:g}"
+        if isinstance(context[name], float)
+        else f"{sign} {context[name]}"
+        for name, sign in _SIGNS.items()
+        if name in context
+    )
 
 
 def _items(count: int, what: str = "item") -> str:
