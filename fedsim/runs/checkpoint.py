@@ -117,7 +117,7 @@ def newest(run: Path, on_invalid: Callable[[int, str], None]) -> Checkpoint | No
 
 
 def read(path: Path) -> Checkpoint:
-    """Returns the checkpoint in folder `path`; raises DamagedError, or UserError if it is too new."""
+    """Returns the checkpoint in `path`; raises DamagedError, or UserError if it is too new."""
     try:
         text = (path / "state.json").read_text()
         manifest = exact.loads(text)
@@ -138,12 +138,10 @@ def read(path: Path) -> Checkpoint:
 
 
 def remove_after(run: Path, round: int) -> None:
-    """Removes the checkpoints of later rounds and what an interrupted save left behind."""
+    """Removes the checkpoints of later rounds."""
     for found in _rounds(run):
         if found > round:
             _remove(_path(run, found))
-    for left in (run / FOLDER).glob(f"{TEMPORARY}*"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _rounds(run: Path) -> list[int]:

@@ -3,7 +3,7 @@
 The truth is in the run folders; the file can be deleted and is built again from them.
 
     runs(key, id, scenario, label, run_group, seed, settings, status, host, pid, created, started,
-         seconds, rounds, round, headline)     settings and headline are JSON objects
+         seconds, rounds, last_round, headline)     settings and headline are JSON objects
     metrics(run, split, name, round, value)                         value NULL means NaN
     client_metrics(run, split, name, round, partition, value)
     events(run, time, kind, round, fields)                          fields is a JSON object
@@ -43,7 +43,8 @@ CREATE TABLE runs (
     key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, scenario TEXT NOT NULL, label TEXT NOT NULL,
     run_group TEXT NOT NULL, seed INTEGER NOT NULL, settings TEXT NOT NULL, status TEXT NOT NULL,
     host TEXT NOT NULL, pid INTEGER NOT NULL, created TEXT NOT NULL, started TEXT NOT NULL,
-    seconds REAL, rounds INTEGER NOT NULL, round INTEGER NOT NULL, headline TEXT NOT NULL);
+    seconds REAL, rounds INTEGER NOT NULL, last_round INTEGER NOT NULL,
+    headline TEXT NOT NULL);
 CREATE TABLE metrics (
     run INTEGER NOT NULL, split TEXT NOT NULL, name TEXT NOT NULL, round INTEGER NOT NULL,
     value REAL, PRIMARY KEY (run, split, name, round)) WITHOUT ROWID;
@@ -133,10 +134,10 @@ def put_run(connection: sqlite3.Connection, record: Record, latest: rows.Latest)
     )  # fmt: skip
     found = connection.execute(
         "INSERT INTO runs (id, scenario, label, run_group, seed, settings, status, host, pid,"
-        " created, started, seconds, rounds, round, headline)"
+        " created, started, seconds, rounds, last_round, headline)"
         " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id) DO UPDATE SET"
         " status=excluded.status, host=excluded.host, pid=excluded.pid, started=excluded.started,"
-        " seconds=excluded.seconds, rounds=excluded.rounds, round=excluded.round,"
+        " seconds=excluded.seconds, rounds=excluded.rounds, last_round=excluded.last_round,"
         " headline=excluded.headline RETURNING key",
         values,
     ).fetchone()

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedsim.errors import UserError
 from fedsim.runs import tensors
-from fedsim.runs.files import TEMPORARY, disk_errors, write_bytes
+from fedsim.runs.files import disk_errors, write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -72,8 +72,6 @@ class DrawWriter:
 
         self._rounds, self._waiting, self._bytes = [], [], 0
         self._last, self._shape = min(self._last, round), None
-        for left in self._folder.glob(f"{TEMPORARY}*"):
-            left.unlink()
         for path in files(self._folder.parent):
             first, last = _span(path)
             if last <= round:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,6 +66,15 @@ def write_some(descriptor: int, data: memoryview | bytes) -> int:
     A single function, so that tests can fill the disk at any byte.
     """
     return os.write(descriptor, data)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what writers that were killed left below `folder`; no writer may be at work."""
+    for left in list(folder.rglob(f"{TEMPORARY}*")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ import yaml
 
 from fedsim.errors import UserError
 from fedsim.runs import database, environment, exact, record
-from fedsim.runs.files import disk_errors, write_bytes
+from fedsim.runs.files import disk_errors, remove_temporaries, write_bytes
 from fedsim.runs.lock import RunLock
 from fedsim.runs.reader import Run, status_of
 from fedsim.runs.writer import RunWriter, utc_now
@@ -114,6 +114,7 @@ class RunStore:
             if entry.status == "finished":
                 raise UserError(f"run {entry.id} is finished: there is nothing to resume")
             index = database.connect(self.root)
+            remove_temporaries(path)
             entry.status = "running"
             entry.started, entry.pid, entry.host = utc_now(), os.getpid(), socket.gethostname()
             entry.save(path)
@@ -164,14 +165,14 @@ class RunStore:
     def list(self) -> pd.DataFrame:
         """Returns one row per run, oldest first.
 
-        Columns: id, scenario, label, group, seed, status, round (the newest with metrics, -1 if
+        Columns: id, scenario, label, group, seed, status, last_round (with metrics; -1 if
         none), rounds (planned), started (UTC), seconds, and the newest value of each metric of the
         splits test, validation, client and ood, as "split.name".
         """
         import pandas as pd
 
-        columns = "id scenario label run_group seed status round rounds created seconds headline"
-        names = columns.split()
+        columns = "id scenario label run_group seed status last_round rounds created seconds"
+        names = [*columns.split(), "headline"]
         found = []
         if self.ids():
             index = self._index()
@@ -206,19 +207,35 @@ class RunStore:
         return len(self.ids())
 
     def _index(self) -> sqlite3.Connection:
-        """Returns the index, with runs added and removed that came or went without it."""
+        """Returns the index, brought up to date with the folders.
+
+        Runs may have been copied or deleted, or killed between their last file and its commit.
+        """
         if os.access(self.root, os.W_OK):
             index = database.connect(self.root)
         else:
             index = database.in_memory()
         ids = set(self.ids())
-        known = {row[0] for row in index.execute("SELECT id FROM runs")}
-        if ids != known:
+        known = dict(index.execute("SELECT id, status FROM runs").fetchall())
+        gone = set(known) - ids
+        stale = {
+            run_id
+            for run_id in ids
+            if run_id not in known or (known[run_id] == "running" and not self._is_running(run_id))
+        }
+        if gone or stale:
             with database.database_errors(self.root / database.NAME), database.transaction(index):
-                for run_id in known - ids:
+                for run_id in gone:
                     database.forget(index, run_id)
-                _add(index, self.root, sorted(ids - known))
+                _add(index, self.root, sorted(stale))
         return index
+
+    def _is_running(self, run_id: str) -> bool:
+        """Returns whether the record says so; it is asked only of runs that the index shows so."""
+        try:
+            return record.Record.load(self.root / run_id).status == "running"
+        except UserError:
+            return False
 
     def _make_root(self) -> None:
         try:

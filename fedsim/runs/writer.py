@@ -273,7 +273,8 @@ class RunWriter:
     def _enter(self, round: int) -> None:
         """Commits the rounds before, at the first word of a new one, if it is time."""
         if round != self._round:
-            self.end_round(self._round)
+            if self._new_metrics or self._new_client_metrics or self._new_events:
+                self.end_round(self._round)
             self._round = round
 
     def _seconds(self) -> float:
@@ -289,7 +290,8 @@ class RunWriter:
         self._committed = time.monotonic()
         if self._committed < self._index_retry:
             return
-        self._record.seconds = self._seconds()
+        if self._record.status == "running":
+            self._record.seconds = self._seconds()
         try:
             with database.database_errors(self._index_path), database.transaction(self._index):
                 key = database.put_run(self._index, self._record, self._latest)
