@@ -410,6 +410,9 @@ def _nodes(messages: Sequence[Message]) -> list[int]:
 
 
 def _floats(metrics: MetricRecord) -> Metrics:
+    """Returns the metrics that are one number; gradients are counted in the totals instead."""
     return {
-        name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, (int, float)) and name != "gradients"
     }

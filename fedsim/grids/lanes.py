@@ -125,7 +125,7 @@ class Block:
         mask = index >= 0
         flat = index.clamp_min(0).reshape(-1)
         weight = table.weight[flat].reshape(index.shape) * mask
-        n = self._examples().reshape(-1, *(1,) * (index.ndim - 2))
+        n = self._examples()[: len(index)].reshape(-1, *(1,) * (index.ndim - 2))
         return Batch(
             table.x[flat].reshape(*index.shape, *table.x.shape[1:]),
             table.y[flat].reshape(*index.shape, *table.y.shape[1:]),

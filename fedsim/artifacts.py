@@ -1,0 +1,170 @@
+"""What a run leaves behind besides metrics: predictions, and for a sampler posterior.nc with its
+diagnostics and its distance to a reference."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedsim.errors import UserError
+from fedsim.metrics import distances
+from fedsim.metrics.posterior import Diagnostics, diagnostics
+from fedsim.runs import Run, RunWriter
+from fedsim.runs.files import write_bytes
+from fedsim.server.evaluation import Evaluator
+from fedsim.server.loop import LoopState
+from fedsim.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from fedsim.setup import Setup
+
+Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
+PREDICTIONS = "predictions_{split}.npz"
+DIAGNOSTICS = "diagnostics.csv"
+POSTERIOR = "posterior.nc"
+REFERENCE = "reference.npz"
+
+
+def write_artifacts(
+    setup: Setup, writer: RunWriter, state: LoopState, evaluator: Evaluator
+) -> dict[str, Any]:
+    """Writes the artifacts of a finished loop; returns what goes into summary.json."""
+    summary: dict[str, Any] = {
+        "label_metrics": {},
+        "early_stop": state.best_round if state.stopped else None,
+        "totals": vars(state.totals),
+    }
+    for split, arrays in evaluator.predictions(state.arrays, bool(setup.chains)).items():
+        _save_npz(writer, PREDICTIONS.format(split=split), arrays)
+    strategy = setup.strategy
+    if isinstance(strategy, Strategy) and strategy.samples and state.totals.draws:
+        writer.flush()
+        summary["posterior"] = _posterior(setup, writer, evaluator)
+    return summary
+
+
+def _save_npz(writer: RunWriter, name: str, arrays: dict[str, Any]) -> None:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(writer.artifact_path(name), buffer.getvalue())
+
+
+def _posterior(setup: Setup, writer: RunWriter, evaluator: Evaluator) -> dict[str, Any]:
+    """Diagnoses parameters and predictive logits; writes posterior.nc and the reference."""
+    from fedsim.metrics.inference_data import to_inference_data, write_inference_data
+
+    run = Run(writer.path)
+    draws = run.draws()
+    if not draws:
+        return {"note": "no draws were kept (posterior.save_draws: none)"}
+    threshold = setup.scenario.posterior.r_hat_threshold
+    summary: dict[str, Any] = {}
+    stats: dict[str, Floats] = {}
+    try:
+        found = {"parameters": diagnostics(draws, rhat_good=threshold)}
+        logits = _probe_logits(setup, evaluator, draws)
+        if logits is not None:
+            stats["logits"] = logits
+            found["predictive logits"] = diagnostics({"logits": logits}, rhat_good=threshold)
+        for kind, one in found.items():
+            summary[kind] = {**one.summary(), "flags": one.flags()}
+        _write_frames(writer, found)
+        data = to_inference_data(
+            draws,
+            scenario=setup.scenario.name,
+            seed=setup.seed,
+            posterior_predictive=stats or None,
+        )
+        write_inference_data(data, writer.artifact_path(POSTERIOR))
+    except UserError as error:  # ArviZ is an extra: a run without it keeps its draws
+        writer.event("no_diagnostics", None, reason=str(error))
+        summary["note"] = str(error)
+    summary["reference"] = compare_with_reference(setup, writer, draws)
+    return summary
+
+
+def _write_frames(writer: RunWriter, found: dict[str, Diagnostics]) -> None:
+    import pandas as pd
+
+    frame = pd.concat({kind: one.frame() for kind, one in found.items()}, names=["kind"])
+    write_bytes(writer.artifact_path(DIAGNOSTICS), frame.to_csv().encode())
+
+
+def _probe_logits(setup: Setup, evaluator: Evaluator, draws: dict[str, Any]) -> Floats | None:
+    """Returns the logits (chains, draws, probes, classes) at the first probe examples."""
+    import torch
+
+    probes = setup.scenario.posterior.probes
+    split = next((s for s in ("validation", "test") if s in evaluator.tables), None)
+    if not probes or split is None or setup.task.probabilities is None:
+        return None
+    count = len(next(iter(draws.values()))[0])
+    dtype = next(iter(setup.arrays.values())).dtype
+    rows = [
+        evaluator.logits(
+            {name: torch.from_numpy(values[:, i].copy()).to(dtype) for name, values in
+             draws.items()},
+            split,
+            probes,
+        )
+        for i in range(count)
+    ]
+    return np.stack(rows, axis=1)
+
+
+def flat_draws(draws: dict[str, Any]) -> tuple[Floats, list[str]]:
+    """Returns draws as (chains · draws, d) and the names of the d scalars."""
+    from fedsim.metrics.posterior import scalar_names
+
+    columns, names = [], []
+    for name, values in draws.items():
+        columns.append(values.reshape(values.shape[0] * values.shape[1], -1).astype(np.float64))
+        names += scalar_names(name, values.shape[2:])
+    return np.concatenate(columns, axis=1), names
+
+
+def compare_with_reference(
+    setup: Setup, writer: RunWriter, draws: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the draws' distance to the posterior that posterior.reference names.
+
+    R-hat and ESS cannot see the bias of a federated sampler: only this can.
+    """
+    kind = setup.scenario.posterior.reference
+    if kind == "none":
+        return {"kind": "none", "note": "none was run"}
+    flat, names = flat_draws(draws)
+    if kind == "closed_form":
+        truth = setup.data.truth
+        if not {"mean", "cov"} <= set(truth):
+            raise UserError(f"data {setup.data.info.name} has no closed-form posterior")
+        mean, cov = np.asarray(truth["mean"]), np.asarray(truth["cov"])
+        _save_npz(writer, REFERENCE, {"mean": mean, "cov": cov, "names": np.array(names)})
+        return {"kind": kind, **gaussian_distances(flat, mean, cov)}
+    from fedsim.metrics.nuts import nuts_reference
+
+    reference = nuts_reference(setup)
+    flat_reference = reference.reshape(-1, reference.shape[-1])
+    _save_npz(writer, REFERENCE, {"draws": reference, "names": np.array(names)})
+    w1 = distances.wasserstein1_marginal(flat, flat_reference)
+    return {
+        "kind": "nuts",
+        "w1_over_sd_mean": float(w1.mean()),
+        "w1_over_sd_max": float(w1.max()),
+        **gaussian_distances(flat, flat_reference.mean(0), np.cov(flat_reference.T)),
+    }
+
+
+def gaussian_distances(flat: Floats, mean: Floats, cov: Floats) -> dict[str, float]:
+    """Returns how far the draws' moments are from a mean and covariance, in units of its spread."""
+    own_mean, own_cov = flat.mean(0), np.atleast_2d(np.cov(flat.T))
+    cov = np.atleast_2d(cov)
+    return {
+        "mean_error_over_sd": distances.relative_mean_error(own_mean, mean, cov),
+        "relative_cov_error": distances.relative_cov_error(own_cov, cov),
+        "w2_over_sd": distances.bures_w2(own_mean, own_cov, mean, cov) / np.trace(cov) ** 0.5,
+    }

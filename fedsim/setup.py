@@ -1,0 +1,254 @@
+"""From a validated scenario to the objects of one run; everything wrong is found here, before it.
+
+Nothing is written and nothing is computed on the clients, so `fedsim check` calls it, too.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+
+from fedsim import registry
+from fedsim.clients.base import Client, DirectClient
+from fedsim.data import FederatedData, build_data
+from fedsim.errors import Params, Problem, ScenarioError, UserError
+from fedsim.grids.cohort import Cohorts, Execution, choose_path
+from fedsim.grids.inline import InlineGrid
+from fedsim.grids.shards import Shards
+from fedsim.messages import Arrays
+from fedsim.models import FunctionalModel, Task, build_model, build_task
+from fedsim.random import integer
+from fedsim.scenario import Scenario
+from fedsim.scenario.components import Imported
+from fedsim.server.loop import LoopConfig, Stopping
+from fedsim.strategies.base import Strategy
+from fedsim.strategies.flower import build_flower, default_client, flower_params, objections
+
+KEPT_DATA = 4
+"""Data sets kept in memory for the scenario's next runs."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One run, ready to start. arrays: the parameters of round 0."""
+
+    scenario: Scenario
+    seed: int
+    data: FederatedData
+    model: FunctionalModel
+    task: Task
+    strategy: FlowerStrategy
+    client: Client | DirectClient | ClientApp
+    arrays: Arrays
+    execution: Execution
+
+    @property
+    def chains(self) -> int:
+        """The leading axis of the parameters; 0 for none."""
+        return self.strategy.chains if isinstance(self.strategy, Strategy) else 0
+
+    def grid(self) -> InlineGrid:
+        """Returns the engine over this run's clients."""
+        torch.set_num_threads(1)  # of each operation; parallelism is over clients
+        if isinstance(self.client, ClientApp):
+            return InlineGrid(self.client, len(self.data.shards), seed=self.seed)
+        shards = Shards(self.data, getattr(torch, self.execution.dtype),
+                        torch.device(self.execution.device))
+        cohorts = Cohorts(self.client, shards, self.execution, self.seed)
+        return InlineGrid(cohorts, len(shards), seed=self.seed)
+
+    def loop_config(self) -> LoopConfig:
+        """Returns what the round loop needs of the scenario."""
+        s = self.scenario
+        stopping = None
+        if s.early_stopping is not None:
+            split, _, name = s.early_stopping.metric.partition("/")
+            e = s.early_stopping
+            stopping = Stopping(split, name, e.mode, e.patience, e.min_delta, e.restore_best)
+        return LoopConfig(
+            rounds=s.rounds,
+            seed=self.seed,
+            server_every=s.evaluate.server_every,
+            clients_every=s.evaluate.clients_every,
+            on_bad_reply=s.on_bad_reply,
+            quorum=s.quorum,
+            stopping=stopping,
+            checkpoint_rounds=s.checkpoint.every_rounds,
+            checkpoint_seconds=s.checkpoint.every_seconds,
+            keep=s.checkpoint.keep,
+            save_draws=s.posterior.save_draws != "none",
+        )
+
+    def plan(self) -> dict[str, Any]:
+        """Returns the execution plan that is recorded in the run."""
+        return {
+            "engine": self.scenario.engine.name,
+            **asdict(self.execution),
+            "clients": len(self.data.shards),
+            "parameters": self.model.num_parameters,
+            "chains": self.chains,
+            "ood": self.data.info.ood,
+        }
+
+
+def prepare(scenario: Scenario) -> Setup:
+    """Returns the setup of a resolved scenario with one seed.
+
+    Raises UserError (ScenarioError where a section can be named) with what is wrong.
+    """
+    (seed,) = scenario.seeds
+    data = _data(scenario.data, scenario.partition, seed)
+    dtype = getattr(torch, scenario.engine.dtype)
+    task = build_task(scenario.task)
+    _check_target(scenario, data, task)
+    strategy = build_strategy(scenario.strategy)
+    models = [
+        build_model(scenario.model, data.info, seed if q == 0 else integer(seed, "chain", q), dtype)
+        for q in range(max(_chains(strategy), 1))
+    ]
+    client = build_client(scenario, strategy, models[0], task)
+    honours = frozenset() if isinstance(client, ClientApp) else client.honours | client.metrics
+    found = objections(strategy, honours, len(data.shards))
+    if isinstance(client, ClientApp):
+        found = []  # what a Flower app honours cannot be seen from outside
+    if found:
+        raise ScenarioError([Problem("strategy", reason) for reason in found])
+    return Setup(
+        scenario=scenario,
+        seed=seed,
+        data=data,
+        model=models[0],
+        task=task,
+        strategy=strategy,
+        client=client,
+        arrays=_initial(strategy, models, seed),
+        execution=_execution(scenario, models[0]),
+    )
+
+
+_built: dict[tuple[str, str, int], FederatedData] = {}
+
+
+def _data(data: Params, partition: Params, seed: int) -> FederatedData:
+    """Returns the data, built once for neighbouring runs that share it."""
+    key = (data.model_dump_json(), partition.model_dump_json(), seed)
+    if key not in _built:
+        while len(_built) >= KEPT_DATA:
+            _built.pop(next(iter(_built)))
+        _built[key] = build_data(data, partition, seed)
+    return _built[key]
+
+
+def _check_target(scenario: Scenario, data: FederatedData, task: Task) -> None:
+    target = {"class": "class", "real": "real", "none": "any"}[data.info.target]
+    if task.target == "any" or task.target == target:
+        return
+    fits = {"class": "classification", "real": "regression", "any": "potential"}[target]
+    raise ScenarioError(
+        [
+            Problem(
+                "task",
+                f"{task.name} does not fit the data {data.info.name}",
+                hint=f"Its targets ask for task: {fits}",
+            )
+        ]
+    )
+
+
+def _chains(strategy: FlowerStrategy) -> int:
+    return strategy.chains if isinstance(strategy, Strategy) else 0
+
+
+def build_strategy(params: Params) -> FlowerStrategy:
+    """Returns the strategy: ours, Flower's, or the user's by import path."""
+    if isinstance(params, Imported):
+        made = _construct(params)
+        if not isinstance(made, FlowerStrategy):
+            raise UserError(
+                f"strategy {params.name} is a {type(made).__name__}, not a Flower Strategy"
+            )
+        return made
+    name = str(getattr(params, "name", ""))
+    if name in flower_params():
+        return build_flower(params)
+    return registry.load("strategies", name)(params)  # type: ignore[no-any-return]
+
+
+def build_client(
+    scenario: Scenario, strategy: FlowerStrategy, model: FunctionalModel, task: Task
+) -> Client | DirectClient | ClientApp:
+    """Returns the client that the scenario names, or the strategy's own."""
+    params = scenario.client
+    if isinstance(params, Imported):
+        found = params.load()
+        if isinstance(found, ClientApp):
+            return found
+        if isinstance(found, type) and issubclass(found, Client | DirectClient):
+            own = params.params if isinstance(params.params, Params) else found.Params()
+            return found(own, model, task)
+        raise UserError(
+            f"client {params.name} is neither a fedsim Client class nor a Flower ClientApp"
+        )
+    name = getattr(strategy, "client", None) or default_client(type(strategy).__name__)
+    if params is not None:
+        name = str(getattr(params, "name", ""))
+    kind = registry.load("clients", name)
+    return kind(params if params is not None else kind.Params(), model, task)  # type: ignore[no-any-return]
+
+
+def _construct(params: Imported) -> Any:
+    found = params.load()
+    try:
+        if isinstance(params.params, Params):
+            return found(params.params)
+        return found(**params.params)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{params.name}: {error}") from error
+
+
+def _initial(strategy: FlowerStrategy, models: list[FunctionalModel], seed: int) -> Arrays:
+    starts = [model.initial() for model in models]
+    if not isinstance(strategy, Strategy):
+        return starts[0]
+    if not strategy.chains:
+        return strategy.initial(starts[0], seed)
+    stacked = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
+    return strategy.initial(stacked, seed)
+
+
+def _execution(scenario: Scenario, model: FunctionalModel) -> Execution:
+    engine = scenario.engine
+    device = torch.device(_device(engine.device))
+    path, why = choose_path(model, device, engine.path)
+    return Execution(
+        path=path,
+        chunk=engine.chunk or 0,
+        threads=engine.threads or _cpus(),
+        dtype=engine.dtype,
+        device=device.type,
+        trace=engine.trace,
+        why=why,
+    )
+
+
+def _cpus() -> int:
+    """Returns the CPUs this process may use; results do not depend on it."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _device(asked: Literal["auto", "cpu", "cuda", "mps"]) -> str:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if asked == "auto":
+        return next((name for name, there in available.items() if there), "cpu")
+    if asked != "cpu" and not available[asked]:
+        raise ScenarioError(
+            [Problem("engine.device", "is not available on this machine", asked, hint="Try auto")]
+        )
+    return asked
