@@ -62,7 +62,7 @@ docs: $(VENV)/.docs ## Build the documentation into site/
 	mkdir -p docs/reference
 	$(BIN)/python -m fedsim.scenario.reference > docs/reference/scenario.md
 	$(BIN)/fedsim schema > docs/reference/scenario.schema.json
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 package: $(VENV)/.installed ## Build the sdist, and the wheel from it, into dist/
 	rm -rf dist
