@@ -297,8 +297,8 @@ def _record(run_id: str, spec: RunSpecLike) -> record.Record:
 
 
 def _slug(spec: RunSpecLike) -> str:
-    name, label = (_words(text) for text in (spec.scenario.name, spec.label))
-    stem = name if label in name else f"{name}-{label}"
+    name, group = (_words(text) for text in (spec.scenario.name, spec.group))
+    stem = name if group in name else f"{name}-{group}"
     return stem[:_SLUG].strip("-") or "run"
 
 

@@ -31,7 +31,7 @@ def test_ids_are_readable_and_never_collide(store):
 
 
 def test_a_name_becomes_a_safe_folder(store):
-    run = store.create(Spec(label="", scenario=Scenario(name="../Ünïcode / * " + "x" * 200)))
+    run = store.create(Spec(group="", scenario=Scenario(name="../Ünïcode / * " + "x" * 200)))
     run.finish()
     assert run.path.parent == store.root
     assert len(run.id) < 80
