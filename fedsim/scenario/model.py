@@ -39,15 +39,17 @@ class Scenario(Params):
     """One experiment: data, model, method, engine, and how it is measured and repeated."""
 
     name: str = Field(
-        "scenario",
+        default="scenario",
         min_length=1,
         max_length=80,
         pattern=r"^[^\x00-\x1f/\\]+$",
         description="Short name without slashes, part of every run's id; the file's if left out.",
     )
-    description: str = Field("", description="What the experiment shows.")
+    description: str = Field(default="", description="What the experiment shows.")
     seeds: Seeds = Field(
-        (0,), min_length=1, description="One run for each; `seed: 3` is short for `seeds: [3]`."
+        default=(0,),
+        min_length=1,
+        description="One run for each; `seed: 3` is short for `seeds: [3]`.",
     )
     rounds: int = Field(ge=1, le=MAX_ROUNDS, description="Communication rounds.")
     data: Component = Field(description="The examples.")
@@ -56,7 +58,7 @@ class Scenario(Params):
     task: Component = Field(description="The loss and the metrics.")
     strategy: Component = Field(description="The server's side of the method.")
     client: Component | None = Field(
-        None, description="The clients' side of the method; empty: the strategy's own."
+        default=None, description="The clients' side of the method; empty: the strategy's own."
     )
     engine: EngineParams = Field(
         default_factory=EngineParams, description="Where the clients compute."
@@ -65,15 +67,15 @@ class Scenario(Params):
         default_factory=EvaluateParams, description="When and what to evaluate."
     )
     early_stopping: EarlyStopping | None = Field(
-        None, description="When to end before the last round; empty: never."
+        default=None, description="When to end before the last round; empty: never."
     )
     on_bad_reply: Literal["drop", "fail"] = Field(
-        "drop",
+        default="drop",
         description="What a client's unusable reply (NaN, wrong shape, no weight) does: `drop` "
         "counts it and goes on without it, `fail` ends the run.",
     )
     quorum: float = Field(
-        0.5,
+        default=0.5,
         gt=0,
         le=1,
         description="Fraction of a round's cohort that must reply usably; fewer fail the run.",

@@ -21,6 +21,8 @@ from fedsim.scenario.points import point_problems
 from fedsim.scenario.problems import Mistake, Sources, dotted
 from fedsim.scenario.sentences import mistakes_of
 
+MAX_PROBLEMS = 200  # that are shown: a file of another kind may hold one in every line
+
 
 def load(
     path: str | os.PathLike[str],
@@ -110,9 +112,13 @@ def parse_sections(
 
 def _finish(scenario: Scenario | None, problems: list[Problem]) -> Scenario:
     unique = list({_identity(problem): problem for problem in reversed(problems)}.values())[::-1]
-    if unique or scenario is None:
-        raise ScenarioError(sorted(unique, key=lambda p: (p.line is None, p.line or 0)))
-    return scenario
+    if scenario is not None and not unique:
+        return scenario
+    ordered = sorted(unique, key=lambda p: (p.line is None, p.line or 0))
+    if len(ordered) > MAX_PROBLEMS:
+        rest = len(ordered) - MAX_PROBLEMS
+        ordered = [*ordered[:MAX_PROBLEMS], Problem("", f"and {rest:,} more mistakes")]
+    raise ScenarioError(ordered)
 
 
 def _identity(problem: Problem) -> tuple[str, str, str, str]:

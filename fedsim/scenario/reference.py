@@ -1,6 +1,6 @@
-"""The scenario reference, docs/scenario.md, generated from the models:
+"""The scenario reference as Markdown, generated from the models.
 
-python -m fedsim.scenario.reference > docs/scenario.md
+`python -m fedsim.scenario.reference` prints it.
 """
 
 from __future__ import annotations
@@ -155,9 +155,9 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _chosen(model: type[BaseModel]) -> str | None:
-    """Returns the constant `name` of a model, None if it has no such field."""
+    """Returns the constants that a model takes as its `name`, None if it has no such field."""
     field = model.model_fields.get("name")
-    return str(get_args(field.annotation)[0]) if field and _is_tag("name", field) else None
+    return " or ".join(get_args(field.annotation)) if field and _is_tag("name", field) else None
 
 
 def _is_tag(name: str, field: FieldInfo) -> bool:

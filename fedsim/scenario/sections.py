@@ -18,27 +18,31 @@ class EngineParams(Params):
     """Where and how the clients' work is computed."""
 
     name: Literal["inline"] = Field(
-        "inline", description="The engine; inline: one process, vectorised cohorts."
+        default="inline", description="The engine; inline: one process, vectorised cohorts."
     )
     path: Literal["auto", "mapped", "one_by_one"] = Field(
-        "auto",
+        default="auto",
         description="`mapped` computes many clients in one call, `one_by_one` each on its own; "
         "`auto` decides from the shapes and writes the choice into the resolved run.",
     )
     chunk: int | None = Field(
-        None, ge=1, description="Clients in one mapped call; empty: decided from the shapes."
+        default=None,
+        ge=1,
+        description="Clients in one mapped call; empty: decided from the shapes.",
     )
     threads: int | None = Field(
-        None, ge=1, le=4096, description="CPU threads; empty: decided from the machine."
+        default=None, ge=1, le=4096, description="CPU threads; empty: decided from the machine."
     )
     dtype: Literal["float32", "float64"] = Field(
-        "float32", description="Floating-point type of parameters and features."
+        default="float32", description="Floating-point type of parameters and features."
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="Where clients compute; `auto` takes an accelerator if there is one."
+        default="auto",
+        description="Where clients compute; `auto` takes an accelerator if there is one.",
     )
     trace: bool = Field(
-        True, description="Trace and simplify the mapped step (faster); false runs it eagerly."
+        default=True,
+        description="Trace and simplify the mapped step (faster); false runs it eagerly.",
     )
 
 
@@ -46,14 +50,16 @@ class EvaluateParams(Params):
     """How often the global model is evaluated, and on what."""
 
     server_every: int = Field(
-        1, ge=0, description="Rounds between evaluations on the server's splits; 0: never."
+        default=1, ge=0, description="Rounds between evaluations on the server's splits; 0: never."
     )
     clients_every: int = Field(
-        0, ge=0, description="Rounds between evaluations on the clients' held-out rows; 0: never."
+        default=0,
+        ge=0,
+        description="Rounds between evaluations on the clients' held-out rows; 0: never.",
     )
-    batch_size: int = Field(1024, ge=1, description="Examples in one forward pass.")
+    batch_size: int = Field(default=1024, ge=1, description="Examples in one forward pass.")
     splits: Splits = Field(
-        ("validation", "test", "ood"),
+        default=("validation", "test", "ood"),
         description="The server's splits that are evaluated; those the data lacks are skipped.",
     )
 
@@ -62,42 +68,55 @@ class EarlyStopping(Params):
     """Ends a run when a metric has not improved for a number of its evaluations."""
 
     metric: str = Field(
-        "validation/nll",
+        default="validation/nll",
         pattern=r"^(train|client|validation|test|ood)/[A-Za-z0-9_.@-]+$",
         description="What is watched, as split/name; the split is one of train, client, "
         "validation, test, ood.",
     )
-    mode: Literal["min", "max"] = Field("min", description="Whether less or more is better.")
-    patience: int = Field(10, ge=1, description="Evaluations without improvement before the end.")
-    min_delta: float = Field(0.0, ge=0, description="Smallest change that is an improvement.")
+    mode: Literal["min", "max"] = Field(
+        default="min", description="Whether less or more is better."
+    )
+    patience: int = Field(
+        default=10, ge=1, description="Evaluations without improvement before the end."
+    )
+    min_delta: float = Field(
+        default=0.0, ge=0, description="Smallest change that is an improvement."
+    )
     restore_best: bool = Field(
-        True, description="End with the parameters of the best evaluation, not of the last one."
+        default=True,
+        description="End with the parameters of the best evaluation, not of the last one.",
     )
 
 
 class CheckpointParams(Params):
     """How often the state of a run is saved, so that it can be resumed."""
 
-    every_rounds: int = Field(10, ge=0, description="Rounds between checkpoints; 0: not by rounds.")
-    every_seconds: float | None = Field(
-        None, gt=0, description="Seconds between checkpoints; empty: not by the clock."
+    every_rounds: int = Field(
+        default=10, ge=0, description="Rounds between checkpoints; 0: not by rounds."
     )
-    keep: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    every_seconds: float | None = Field(
+        default=None, gt=0, description="Seconds between checkpoints; empty: not by the clock."
+    )
+    keep: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
 
 
 class PosteriorParams(Params):
     """What is kept and checked of a method that draws from a posterior."""
 
     probes: int = Field(
-        32, ge=0, description="Examples whose predictive logits are followed for R-hat and ESS."
+        default=32,
+        ge=0,
+        description="Examples whose predictive logits are followed for R-hat and ESS.",
     )
     r_hat_threshold: float = Field(
-        1.01, gt=1, description="Rank R-hat above which a quantity is flagged as not converged."
+        default=1.01,
+        gt=1,
+        description="Rank R-hat above which a quantity is flagged as not converged.",
     )
     save_draws: Literal["all", "thinned", "none"] = Field(
-        "thinned",
+        default="thinned",
         description="Saved draws: `all` after burn-in, or `thinned` as the strategy says.",
     )
     reference: Literal["none", "nuts", "closed_form"] = Field(
-        "none", description="The posterior that the draws are compared with."
+        default="none", description="The posterior that the draws are compared with."
     )

@@ -12,7 +12,7 @@ class ToyData(Params):
     """Examples out of nowhere."""
 
     name: Literal["toy"] = "toy"
-    rows: int = Field(100, ge=1, description="Number of rows.")
+    rows: int = Field(default=100, ge=1, description="Number of rows.")
     ood: Literal["none", "corrupted"] = "none"
 
 
@@ -27,15 +27,15 @@ class IID(Params):
     """Uniform at random."""
 
     name: Literal["iid"] = "iid"
-    clients: int = Field(10, ge=1, description="Number of clients.")
-    holdout: float = Field(0.0, ge=0, lt=1, description="Share held out, in [0, 1).")
+    clients: int = Field(default=10, ge=1, description="Number of clients.")
+    holdout: float = Field(default=0.0, ge=0, lt=1, description="Share held out, in [0, 1).")
 
 
 class Dirichlet(Params):
     """Label skew."""
 
     name: Literal["dirichlet"] = "dirichlet"
-    clients: int = Field(10, ge=1)
+    clients: int = Field(default=10, ge=1)
     alpha: float = Field(gt=0, description="Concentration, > 0.")
 
 
@@ -64,7 +64,7 @@ class FedAvg(Params):
     """Weighted averages."""
 
     name: Literal["fedavg"]
-    fraction: float = Field(1.0, gt=0, le=1, description="Share of the clients, in (0, 1].")
+    fraction: float = Field(default=1.0, gt=0, le=1, description="Share of the clients, in (0, 1].")
 
 
 class FAHMC(Params):
@@ -72,8 +72,10 @@ class FAHMC(Params):
 
     name: Literal["fa-hmc"] = "fa-hmc"
     step_size: float = Field(gt=0, description="Step size η, > 0.")
-    leapfrog_steps: int = Field(10, ge=1, description="K.")
-    burn_in: int | Literal["auto"] = Field("auto", description="Rounds before the first draw.")
+    leapfrog_steps: int = Field(default=10, ge=1, description="K.")
+    burn_in: int | Literal["auto"] = Field(
+        default="auto", description="Rounds before the first draw."
+    )
     betas: tuple[float, float] = (0.9, 0.99)
 
 
@@ -81,21 +83,21 @@ class SGDOptimizer(Params):
     """Plain steps."""
 
     name: Literal["sgd"] = "sgd"
-    momentum: float = Field(0.0, ge=0, lt=1)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
 
 
 class AdamOptimizer(Params):
     """Adaptive steps."""
 
     name: Literal["adam"] = "adam"
-    epsilon: float = Field(1e-8, gt=0)
+    epsilon: float = Field(default=1e-8, gt=0)
 
 
 class SGD(Params):
     """Local SGD."""
 
     name: Literal["sgd"] = "sgd"
-    lr: float = Field(0.1, gt=0, description="Learning rate, > 0.")
+    lr: float = Field(default=0.1, gt=0, description="Learning rate, > 0.")
     optimizer: Annotated[SGDOptimizer | AdamOptimizer, Field(discriminator="name")] = SGDOptimizer()
 
 
