@@ -61,6 +61,7 @@ class Diagnostics:
     constant: tuple[str, ...]
     nonfinite: tuple[str, ...]
     split_rhat_max: float
+    rhat_good: float = RHAT_GOOD
 
     @property
     def candidates(self) -> int:
@@ -69,7 +70,7 @@ class Diagnostics:
 
     @property
     def converged(self) -> bool:
-        """Whether every diagnosed scalar has R-hat ≤ 1.01 and ESS ≥ 100 a chain, none is NaN."""
+        """Whether every diagnosed scalar has R-hat ≤ `rhat_good` and ESS ≥ 100 a chain."""
         return bool(self.names) and not self.nonfinite and not self._slow().any()
 
     def worst(self, n: int = 10) -> pd.DataFrame:
@@ -99,7 +100,7 @@ class Diagnostics:
             "ess_bulk_median": _worst(self.ess_bulk, np.median),
             "ess_tail_min": _worst(self.ess_tail, np.min),
             "mcse_mean_max_sd": _worst(relative, np.max),
-            "rhat_above_1.01": float((self.rhat > RHAT_GOOD).sum()),
+            "rhat_above_limit": float((self.rhat > self.rhat_good).sum()),
             "scalars": float(self.total),
             "scalars_diagnosed": float(len(self.names)),
             "constant": float(len(self.constant)),
@@ -113,7 +114,7 @@ class Diagnostics:
     def _slow(self) -> NDArray[np.bool_]:
         """Which scalars fail; a NaN figure fails."""
         enough = ESS_GOOD_PER_CHAIN * self.chains
-        good = (self.rhat <= RHAT_GOOD) & (self.ess_bulk >= enough) & (self.ess_tail >= enough)
+        good = (self.rhat <= self.rhat_good) & (self.ess_bulk >= enough) & (self.ess_tail >= enough)
         return ~good
 
     def _problems(self) -> Iterator[str]:
@@ -133,12 +134,12 @@ class Diagnostics:
             return
         if self.chains < 4:
             yield f"Only {self.chains} chains: R-hat wants at least 4."
-        high = self.rhat > RHAT_GOOD
+        high = self.rhat > self.rhat_good
         if high.any():
             at = int(np.argmax(np.where(high, self.rhat, -np.inf)))
             yield (
-                f"R-hat is above {RHAT_GOOD} in {high.sum()} of {k} scalars (largest "
-                f"{self.rhat[at]:.3g}, {self.names[at]})."
+                f"R-hat is above {self.rhat_good:g} in {high.sum()} of {k} scalars (largest "
+                f"{self.rhat[at]:.4g}, {self.names[at]})."
             )
         enough = ESS_GOOD_PER_CHAIN * self.chains
         for label, ess in (("Bulk", self.ess_bulk), ("Tail", self.ess_tail)):
@@ -151,11 +152,16 @@ class Diagnostics:
                 )
 
 
-def diagnostics(draws: Mapping[str, NDArray[Any]], limit: int | None = LIMIT) -> Diagnostics:
+def diagnostics(
+    draws: Mapping[str, NDArray[Any]],
+    limit: int | None = LIMIT,
+    rhat_good: float = RHAT_GOOD,
+) -> Diagnostics:
     """Returns R-hat, ESS and MCSE of a posterior.
 
     draws: name → (chains, draws, *shape), the same chains and draws under every name.
     limit: at most so many scalars are diagnosed (None: all); which ones, see the module.
+    rhat_good: R-hat above it is called not converged.
     Raises ValueError where shapes disagree, UserError where ArviZ is not installed.
     """
     chains, length = _common_shape(draws)
@@ -174,6 +180,7 @@ def diagnostics(draws: Mapping[str, NDArray[Any]], limit: int | None = LIMIT) ->
         constant=tuple(names[i] for i in np.flatnonzero(finite & ~varies)),
         nonfinite=tuple(names[i] for i in np.flatnonzero(~finite)),
         split_rhat_max=_worst(split[usable], np.max),
+        rhat_good=rhat_good,
         **found,
     )
 

@@ -164,3 +164,12 @@ def test_importing_the_metrics_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_limit_of_rhat_is_the_users() -> None:
+    x = ar1(4, 2000, 2, 0.0)
+    x[0, :, 1] += 0.3
+    assert not diagnostics({"w": x}).converged
+    loose = diagnostics({"w": x}, rhat_good=1.1)
+    assert loose.converged
+    assert loose.summary()["rhat_above_limit"] == 0
