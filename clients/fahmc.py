@@ -10,9 +10,6 @@ shared by the clients. Reconstructed from the target density and checked against
 the scale sqrt((1 − ρ)/w_c) of private noise, the control variates, partial participation. There is
 no Metropolis correction: draws are biased at every finite step size, and by the drift of clients
 between averages, which grows with trajectories × leapfrog steps × step size.
-
-With w_c = n_c / n the client's potential is f_c = NLL_c / w_c − log prior, so that Σ_c w_c f_c is
-the negative log posterior and the prior counts once.
 """
 
 from __future__ import annotations
@@ -23,7 +20,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.func import grad
 
 from fedsim.clients.base import (
     Batch,
@@ -36,11 +32,14 @@ from fedsim.clients.base import (
     Reply,
     State,
 )
+from fedsim.clients.potential import (
+    SETTINGS,
+    potential_gradient,
+    potential_scalars,
+    prior_static,
+)
 from fedsim.errors import Params
 from fedsim.messages import Arrays
-from fedsim.models import FunctionalModel, Task
-
-PRIORS = ("normal", "laplace", "student_t", "flat")
 
 
 class FAHMCClientParams(Params):
@@ -55,62 +54,6 @@ class FAHMCClientParams(Params):
     )
 
 
-def neg_log_prior(params: Arrays, kind: str, precision: Tensor, df: float) -> Tensor:
-    """Returns −log prior up to a constant, as a 0-d tensor, summed over independent entries.
-
-    normal: ½ λ θ². laplace: sqrt(2 λ) |θ|. student_t: a t density with `df` degrees of freedom and
-    scale 1/sqrt(λ). flat: 0. λ is `precision` (for laplace: of the same variance 1/λ).
-    """
-    total = precision * 0
-    for value in params.values():
-        if kind == "normal":
-            total = total + 0.5 * precision * (value * value).sum()
-        elif kind == "laplace":
-            total = total + (2 * precision).sqrt() * value.abs().sum()
-        elif kind == "student_t":
-            total = total + 0.5 * (df + 1) * torch.log1p(precision * value * value / df).sum()
-    return total
-
-
-def potential_gradient(
-    model: FunctionalModel, task: Task, params: Arrays, batch: Batch, inputs: Inputs
-) -> Arrays:
-    """Returns the estimate of ∇f_c at params: scale/w_c · Σ weight ∇loss + ∇(−log prior).
-
-    Dropout layers are off: the potential is a function of the parameters alone.
-    """
-    prior, df = str(inputs.static["prior"]), float(str(inputs.static["prior-df"]))
-    factor = batch.scale / inputs.scalars["client-weight"]
-
-    def potential(params: Arrays) -> Tensor:
-        losses = task.loss(model.apply(params, batch.x), batch.y)
-        nll = (losses * batch.weight).sum()
-        return factor * nll + neg_log_prior(params, prior, inputs.scalars["prior-precision"], df)
-
-    return grad(potential)(params)
-
-
-def potential_scalars(n_examples: int, config: Config) -> dict[str, float]:
-    """Returns the scalars that ∇f_c needs; w_c follows from what the server sent."""
-    if config.get("weighted-by", "examples") == "uniform":
-        share = 1 / int(config["num-clients"])
-    else:
-        share = n_examples / int(config["total-examples"])
-    return {
-        # a client without rows has no likelihood; the guard keeps its gradient the prior's
-        "client-weight": share or 1.0,
-        "prior-precision": float(config["prior-precision"]),
-    }
-
-
-def prior_static(config: Config) -> dict[str, str | float]:
-    """Returns what of the prior steers control flow."""
-    return {
-        "prior": str(config.get("prior", "normal")),
-        "prior-df": float(config.get("prior-df", 4.0)),
-    }
-
-
 class FAHMC(Client):
     """Runs T trajectories of K leapfrog steps from the received parameters and sends the end point.
 
@@ -119,17 +62,26 @@ class FAHMC(Client):
     W_S, control-variate. The momentum is p_c = sqrt(τ) (sqrt(ρ) ξ + sqrt((1 − ρ) W_S / w_c) ξ_c):
     with the weights w_c / W_S of the average, its mean over the clients is N(0, τ I).
 
+    Gradients a round: K·T with all rows, 2·K·T minibatch gradients otherwise (T for K = 1). With
+    control variates one more, in the exchange before, and with minibatches twice as many.
+
     Metrics: gradients (per-example gradients computed, for each chain), kinetic (mean squared
-    momentum at the end over its expectation at the start: near 1 in equilibrium, and growing
-    without bound when the trajectories diverge).
+    momentum at the last leapfrog step over its expectation at the start: near 1 in equilibrium if
+    the clients agree, above it as far as they pull apart, and growing without bound when the
+    trajectories diverge; for K = 1 it says nothing).
     """
 
     Params = FAHMCClientParams
-    honours = frozenset(
-        {"step-size", "leapfrog-steps", "trajectories", "shared-variance", "temperature", "prior",
-         "prior-df", "prior-precision", "total-examples", "num-clients", "participating-weight",
-         "control-variate", "weighted-by", "chains"}
-    )  # fmt: skip
+    honours = SETTINGS | {
+        "step-size",
+        "leapfrog-steps",
+        "trajectories",
+        "shared-variance",
+        "temperature",
+        "participating-weight",
+        "control-variate",
+        "chains",
+    }
     metrics = frozenset({"gradients", "kinetic"})
     params: FAHMCClientParams
 
@@ -154,7 +106,6 @@ class FAHMC(Client):
             steps=steps,
             batching=Batching("full") if full else Batching("sampled", self.params.batch_size or 0),
             minibatches_per_step=1 if full or leapfrogs == 1 else 2,
-            init_minibatches=1 if full else 0,
             noise=noise,
             scalars={
                 **scalars,
@@ -175,48 +126,47 @@ class FAHMC(Client):
         )
 
     def init(self, records: dict[str, Arrays], client_state: Arrays, inputs: Inputs) -> State:
-        """Starts at x; with all rows, keeps ∇f_c(x), where the first leapfrog step needs it."""
+        """Starts at x; no gradient is taken yet."""
         x = records["arrays"]
-        zero = inputs.scalars["step-size"] * 0
+        zeros = {name: torch.zeros_like(value) for name, value in x.items()}
         state: dict[str, State] = {
             "q": x,
-            "p": {name: torch.zeros_like(value) for name, value in x.items()},
-            "gradients": zero,
+            "p": zeros,
+            "gradients": inputs.scalars["step-size"] * 0,
             "momentum-variance": inputs.scalars["momentum-variance"],
             "num-examples": inputs.scalars["num-examples"],
             "client": client_state,
         }
-        if inputs.static["control"]:
-            state |= {"x": x, "global": records["gradient"]}
         if inputs.static["full"]:
-            (batch,) = inputs.batches
-            own = potential_gradient(self.model, self.task, x, batch, inputs)
-            state["gradients"] = zero + (batch.weight != 0).sum()
-            if inputs.static["control"]:
-                state["own"] = own  # ∇f_c(x), subtracted from every later gradient
-                own = records["gradient"]
-            state["g"] = own
+            state["g"] = zeros
+        if inputs.static["control"]:
+            state["global"] = records["gradient"]
+            # ∇f_c(x), which the first step computes, or x, to take it again on each minibatch
+            state |= {"own": zeros} if inputs.static["full"] else {"x": x}
         return state
 
     def step(self, state: State, inputs: Inputs) -> State:
-        """One leapfrog step; the first of a trajectory draws the momentum anew."""
+        """One leapfrog step; the first of a trajectory draws the momentum anew.
+
+        With all rows the gradient g' that ends a step is the g that begins the next: the half kick
+        by it is made there. The one that ends a trajectory, whose momentum is thrown away, is not.
+        """
         eta = inputs.scalars["step-size"]
-        p = self._refresh(state["p"], inputs)
         full = bool(inputs.static["full"])
-        count = state["gradients"]
+        g, own, count = self._gradient(state["q"], state, inputs.batches[0], inputs)
+        p = state["p"]
         if full:
-            g = state["g"]
-        else:
-            g, used = self._gradient(state["q"], state, inputs.batches[0], inputs)
-            count = count + used
+            p = {k: v - 0.5 * eta * (state["g"][k] + g[k]) for k, v in p.items()}
+        p = self._refresh(p, inputs)
         q = {k: v + eta * p[k] - 0.5 * eta**2 * g[k] for k, v in state["q"].items()}
-        if not full and inputs.static["leapfrogs"] == 1:
-            # the momentum is drawn anew before it is used again: no second gradient
-            return state | {"q": q, "p": p, "gradients": count}
-        after, used = self._gradient(q, state, inputs.batches[-1], inputs)
+        new = state | {"q": q, "p": p, "gradients": count} | own
+        if full:
+            return new | {"g": g}
+        if inputs.static["leapfrogs"] == 1:
+            return new
+        after, _, count = self._gradient(q, new, inputs.batches[-1], inputs)
         p = {k: v - 0.5 * eta * (g[k] + after[k]) for k, v in p.items()}
-        new = state | {"q": q, "p": p, "gradients": count + used}
-        return new | {"g": after} if full else new
+        return new | {"p": p, "gradients": count}
 
     def _refresh(self, p: Arrays, inputs: Inputs) -> Arrays:
         """Returns the momentum: drawn anew where a trajectory starts."""
@@ -229,18 +179,21 @@ class FAHMC(Client):
 
     def _gradient(
         self, q: Arrays, state: State, batch: Batch, inputs: Inputs
-    ) -> tuple[Arrays, Tensor]:
-        """Returns the gradient that drives the leapfrog at q, and how many examples it took."""
+    ) -> tuple[Arrays, dict[str, Arrays], Tensor]:
+        """Returns the gradient that drives the leapfrog at q, ∇f_c(x) if it is kept, the count."""
         g = potential_gradient(self.model, self.task, q, batch, inputs)
         used = (batch.weight != 0).sum()
         if not inputs.static["control"]:
-            return g, used
+            return g, {}, state["gradients"] + used
         if inputs.static["full"]:
-            anchor = state["own"]
+            first = inputs.scalars["step"] == 0
+            anchor = {k: torch.where(first, g[k], v) for k, v in state["own"].items()}
         else:  # on the same minibatch, whose noise then cancels (as in SVRG)
             anchor = potential_gradient(self.model, self.task, state["x"], batch, inputs)
             used = 2 * used
-        return {k: v - anchor[k] + state["global"][k] for k, v in g.items()}, used
+        corrected = {k: v - anchor[k] + state["global"][k] for k, v in g.items()}
+        kept = {"own": anchor} if inputs.static["full"] else {}
+        return corrected, kept, state["gradients"] + used
 
     def finish(self, state: State) -> tuple[Reply, Arrays]:
         """Sends the end point of the last trajectory."""

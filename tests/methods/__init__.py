@@ -1,0 +1,1 @@
+"""Each method through the real engine, against the independent programs in tests.oracles."""
