@@ -18,7 +18,7 @@ from fedsim.report.style import MUTED, colour, dash, new_figure, plain, styled
 X_LABELS: dict[XAxis, str] = {
     "rounds": "Communication rounds",
     "bytes": "Bytes sent, up and down",
-    "gradients": "Per-example gradients, all clients",
+    "gradients": "Per-example gradients, all clients, one chain",
     "seconds": "Seconds",
 }
 SETTLED = 0.2  # the y-axis is chosen from what comes after this share of a curve's points

@@ -18,7 +18,7 @@ from fedsim.report.series import XAxis, curves_of
 MAX_MARGINALS = 12
 AXES: dict[XAxis, str] = {
     "rounds": "communication rounds",
-    "gradients": "per-example gradients of all clients",
+    "gradients": "per-example gradients of all clients, of one chain where there are several",
     "bytes": "bytes sent, up and down",
 }
 

@@ -92,7 +92,10 @@ def _costs(comparison: Comparison) -> Html:
         [row.label, *(_cost(axis, row.costs[axis]) if axis in row.costs else "–" for axis in axes)]
         for row in comparison.rows
     ]
-    words = "What one run had cost, mean over seeds, burn-in included."
+    words = (
+        "What one run had cost, mean over seeds, burn-in included. Gradients are per-example "
+        "gradients over all clients, of one chain where there are several; bytes are of all chains."
+    )
     return table(["", *axes], rows, words) if axes else Html("")
 
 

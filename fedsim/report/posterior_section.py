@@ -76,19 +76,19 @@ def _diagnostics(report: ReportInput, costs: dict[str, dict[str, float]]) -> Htm
                 f"{sense.quantity(s['ess_bulk_min'])} / {sense.quantity(median)}",
                 sense.quantity(s["ess_tail_min"]),
                 f"{s['mcse_mean_max_sd']:.3f}",
-                _rate(median, spent.get("gradients"), 1e6),
-                _rate(median, spent.get("bytes"), 1e6),
+                _rate(median, spent.get("gradients", 0.0) * d.chains, 1e6),
+                _rate(median, spent.get("bytes", 0.0), 1e6),
             ]
         )
     caption = (
         "Rank-normalised split R-hat, effective sample size and Monte Carlo standard error "
         "(Vehtari et al. 2021), of the first seed. The rates divide the median bulk ESS by "
-        "everything the run had spent, burn-in included."
+        "everything that all chains had spent, burn-in included."
     )
     return table(head, rows, caption)
 
 
-def _rate(ess: float, spent: float | None, unit: float) -> str:
+def _rate(ess: float, spent: float, unit: float) -> str:
     return "–" if not spent else f"{ess / spent * unit:.3g}"
 
 

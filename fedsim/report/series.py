@@ -63,7 +63,8 @@ def curves_of(runs: Sequence[RunLike], column: str, x: XAxis = "rounds") -> list
 def cost(metrics: pd.DataFrame, x: XAxis) -> pd.Series[float] | None:
     """Returns what a run had spent at the end of each round, by round; None if it is not logged.
 
-    bytes: sent up and down. gradients: per-example gradients over all clients. seconds: of the
+    bytes: sent up and down. gradients: per-example gradients over all clients, of
+    one chain where there are several. seconds: of the
     rounds. All are sums of the per-round metrics of the split "system".
     """
     import pandas as pd

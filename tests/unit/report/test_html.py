@@ -128,6 +128,16 @@ def test_the_facts_are_told(page: Page) -> None:
         assert part in page.text, part
 
 
+def test_the_rates_divide_by_what_all_chains_had_spent(report: ReportInput, page: Page) -> None:
+    """A run counts the gradients of one chain; its bytes are those of all."""
+    found = report.posteriors["FA-HMC-CV"].diagnostics
+    median = float(np.median(found.ess_bulk))
+    gradients, size = 150 * 20 * 20 * 64 * found.chains, 150 * 2 * 20 * 31_400
+    expected = f"{median / gradients * 1e6:.3g} {median / size * 1e6:.3g}"
+    assert found.chains == 4
+    assert expected in page.text
+
+
 def test_without_a_reference_the_report_says_so(report: ReportInput) -> None:
     text = Page(render(dataclasses.replace(report, reference=None), [])).text
     assert "R-hat and ESS cannot see the federation bias; reference: none was run." in text
