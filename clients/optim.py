@@ -5,40 +5,57 @@ torch.optim steps one client's tensors at a time and in place; these can be mapp
 
 from __future__ import annotations
 
+import ast
+import math
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedsim.errors import Params, UserError
 from fedsim.messages import Arrays
+
+TABLE = 64
+"""Learning rates are computed in multiples of this, so that ragged clients share a table."""
 
 OptimizerState = dict[str, Arrays | Tensor]
 Update = Callable[[Arrays, Arrays, OptimizerState, Tensor], tuple[Arrays, OptimizerState]]
 """(params, gradients, state, learning rate) -> (params, state)."""
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class SGDOptimizer(Params):
     """torch.optim.SGD."""
 
     name: Literal["sgd"] = "sgd"
-    momentum: float = Field(0.0, ge=0, lt=1, description="Momentum μ, in [0, 1).")
-    dampening: float = Field(0.0, ge=0, le=1, description="Dampening τ of the momentum, in [0, 1].")
-    nesterov: bool = Field(False, description="Nesterov momentum; needs momentum > 0.")
-    weight_decay: float = Field(0.0, ge=0, description="L2 penalty λ added to the gradient, ≥ 0.")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="Momentum μ, in [0, 1).")
+    dampening: float = Field(
+        default=0.0, ge=0, le=1, description="Dampening τ of the momentum, in [0, 1]."
+    )
+    nesterov: bool = Field(default=False, description="Nesterov momentum; needs momentum > 0.")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="L2 penalty λ added to the gradient, ≥ 0."
+    )
 
 
 class AdamOptimizer(Params):
     """torch.optim.Adam, or AdamW with decoupled weight decay."""
 
     name: Literal["adam", "adamw"] = "adam"
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Decay rates β1, β2, in [0, 1).")
-    eps: float = Field(1e-8, gt=0, description="Added to the denominator, > 0.")
-    weight_decay: float = Field(0.0, ge=0, description="Penalty λ (decoupled for adamw), ≥ 0.")
+    betas: tuple[Decay, Decay] = Field(
+        default=(0.9, 0.999), description="Decay rates β1, β2, in [0, 1)."
+    )
+    eps: float = Field(default=1e-8, gt=0, description="Added to the denominator, > 0.")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="Penalty λ (decoupled for adamw), ≥ 0."
+    )
 
 
 def init(params: Arrays, optimizer: Params) -> OptimizerState:
@@ -101,11 +118,16 @@ def _adam(
         params = {k: p * (1 - lr * o.weight_decay) for k, p in params.items()}
     mean = {k: b1 * old_mean[k] + (1 - b1) * g for k, g in grads.items()}
     square = {k: b2 * old_square[k] + (1 - b2) * g * g for k, g in grads.items()}
-    c1, c2 = 1 - b1**step, 1 - b2**step
+    c1, c2 = _correction(b1, step), _correction(b2, step)
     new = {
         k: p - (lr / c1) * mean[k] / ((square[k] / c2).sqrt() + o.eps) for k, p in params.items()
     }
     return new, {"mean": mean, "square": square, "step": step}
+
+
+def _correction(beta: float, step: Tensor) -> Tensor:
+    """Returns 1 − β^step; in float32 the plain difference loses four digits at β = 0.999."""
+    return torch.ones_like(step) if beta == 0 else -torch.expm1(step * math.log(beta))
 
 
 def clip(grads: Arrays, max_norm: float) -> Arrays:
@@ -128,41 +150,54 @@ class Schedule(Params):
     )
     params: dict[str, Any] = Field(default={}, description="Arguments of the class.")
 
+    @model_validator(mode="after")
+    def _torch_knows_it(self) -> Schedule:
+        try:
+            learning_rates(0.1, self, 2, 2)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return self
+
 
 def learning_rates(
     lr: float, schedule: Schedule | None, server_round: int, steps: int
 ) -> float | np.ndarray[Any, Any]:
     """Returns the learning rate of round `server_round` (from 1): a number, or one per local step.
 
-    Raises UserError if torch refuses the schedule.
+    Raises UserError if torch refuses the schedule, or says that it has ended before.
     """
     if schedule is None:
         return lr
     arguments = tuple(sorted((k, repr(v)) for k, v in schedule.params.items()))
-    if schedule.per == "round":
-        return _table(lr, schedule.name, arguments, -(-server_round // 64) * 64)[server_round - 1]
-    return np.array(_table(lr, schedule.name, arguments, steps)[:steps])
+    needed = server_round if schedule.per == "round" else steps
+    rates, end = _table(lr, schedule.name, arguments, -(-needed // TABLE) * TABLE)
+    if needed > len(rates):
+        raise UserError(f"schedule {schedule.name} has no learning rate after {end}")
+    return rates[needed - 1] if schedule.per == "round" else np.array(rates[:needed])
 
 
 @lru_cache(maxsize=64)
 def _table(
     lr: float, name: str, arguments: tuple[tuple[str, str], ...], length: int
-) -> tuple[float, ...]:
-    import ast
-    import warnings
-
+) -> tuple[tuple[float, ...], str]:
+    """Returns up to `length` learning rates and, if torch gives fewer, where and why they end."""
     kind = getattr(torch.optim.lr_scheduler, name, None)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.lr_scheduler.LRScheduler)):
         raise UserError(f"torch.optim.lr_scheduler has no schedule named {name!r}")
+    if issubclass(kind, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise UserError(f"schedule {name} follows a metric; only schedules of the step number do")
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
-    try:
-        scheduler = kind(optimizer, **{k: ast.literal_eval(v) for k, v in arguments})
-    except Exception as error:  # torch raises various types for wrong arguments
-        raise UserError(f"schedule {name}: {type(error).__name__}: {error}") from error
-    rates = []
+    rates: list[float] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no optimizer step is taken on purpose
-        for _ in range(length):
+        try:
+            scheduler = kind(optimizer, **{k: ast.literal_eval(v) for k, v in arguments})
+        except Exception as error:  # torch raises various types for wrong arguments
+            raise UserError(f"schedule {name}: {type(error).__name__}: {error}") from error
+        while len(rates) < length:
             rates.append(float(scheduler.get_last_lr()[0]))
-            scheduler.step()
-    return tuple(rates)
+            try:
+                scheduler.step()
+            except Exception as error:  # such as OneCycleLR's after its last step
+                return tuple(rates), f"step {len(rates)}: {error}"
+    return tuple(rates), ""
