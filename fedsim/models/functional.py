@@ -59,20 +59,17 @@ class FunctionalModel:
 
         Raises UserError if the module cannot take it or needs what is not supported.
         """
+        if isinstance(module, _DROPOUT):
+            module = nn.Sequential(module)
         _key_dropouts(module)
+        _refuse_layers(module)
         self.module = module
         self.shapes = {n: tuple(p.shape) for n, p in module.named_parameters() if p.requires_grad}
         self.convolutional = any(
             isinstance(m, nn.modules.conv._ConvNd) for m in module.modules()
         )
-        for name, layer in module.named_modules():
-            if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats:
-                raise UserError(
-                    f"model layer {name!r} ({type(layer).__name__}) keeps running statistics, which"
-                    " would leak between clients; use GroupNorm or LayerNorm, or set"
-                    " track_running_stats=False"
-                )
         self._threads = threading.local()
+        self._on_device: dict[str, nn.Module] = {}
         self._dry_run(example)
         self.dropouts = {
             name: layer.shape
@@ -103,14 +100,20 @@ class FunctionalModel:
         for name in self.dropouts if training else ():
             assert uniforms is not None
             values[f"{name}.uniform"] = uniforms[name]
-        module = self._own_module(training)
+        module = self._own_module(training, x.device)
         return functional_call(module, values, (x,))  # type: ignore[no-any-return]
 
-    def _own_module(self, training: bool) -> nn.Module:
+    def place(self, device: torch.device) -> None:
+        """Makes `apply` usable on a device: what does not travel is copied to it."""
+        if device.type != "cpu":
+            self._on_device[device.type] = copy.deepcopy(self.module).to(device)
+
+    def _own_module(self, training: bool, device: torch.device) -> nn.Module:
         """Returns this thread's copy: functional_call swaps parameters in place while it runs."""
-        name = "training" if training else "evaluating"
+        name = f"{'training' if training else 'evaluating'} on {device.type}"
         if not hasattr(self._threads, name):
-            setattr(self._threads, name, copy.deepcopy(self.module).train(training))
+            module = self._on_device.get(device.type, self.module)
+            setattr(self._threads, name, copy.deepcopy(module).train(training))
         return getattr(self._threads, name)  # type: ignore[no-any-return]
 
     def _dry_run(self, example: Tensor) -> None:
@@ -140,6 +143,26 @@ class FunctionalModel:
                 "the model draws random numbers in its forward pass outside nn.Dropout layers;"
                 " fedsim can only repeat a run whose noise it draws itself: use nn.Dropout modules"
             )
+
+
+def _refuse_layers(module: nn.Module) -> None:
+    """Raises UserError for layers that would mix examples or leak between clients."""
+    for name, layer in module.named_modules():
+        what = f"model layer {name!r} ({type(layer).__name__})"
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            raise UserError(
+                f"{what} normalises over the examples of a batch, padding included, and would leak"
+                " statistics between clients; use GroupNorm or LayerNorm"
+            )
+        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats:
+            raise UserError(
+                f"{what} keeps running statistics, which would leak between clients; set"
+                " track_running_stats=False"
+            )
+        if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
+            raise UserError(f"{what} has no shapes yet; give it its sizes")
+    if not any(p.requires_grad for p in module.parameters()):
+        raise UserError("the model has no trainable parameters")
 
 
 def _key_dropouts(module: nn.Module) -> None:
