@@ -10,8 +10,8 @@ between rounds come in as tensors.
     finish(state)                                 -> (Reply, client_state)
     evaluate(records, client_state, batch)        -> per-example metrics
 
-The shape is FedJAX's for_each_client (client_init, client_step, client_final), plus a plan and state
-that stays with the client. A toy client that sends back the mean of its rows:
+The shape is FedJAX's for_each_client (client_init, client_step, client_final), plus a plan and
+state that stays with the client. A toy client that sends back the mean of its rows:
 
     class Mean(Client):
         def plan(self, n_examples, config):
@@ -99,6 +99,13 @@ class Noise:
     every: int = 1
     per_example: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what cannot be meant."""
+        if self.shared and self.per_example:
+            raise ValueError("noise per example cannot be shared: clients differ in their examples")
+        if self.every < 1:
+            raise ValueError(f"noise is drawn every {self.every} steps; it must be ≥ 1")
+
 
 @dataclass(frozen=True)
 class Batching:
@@ -133,16 +140,18 @@ class Plan:
     chains: int = 0
 
 
-class Client(ABC):  # noqa: B024  every method has a sensible default for clients that do not need it
+class Client(ABC):
     """What one client does on a message. Subclasses are stateless: all state is passed in and out.
 
     Params: the client's section of a scenario. honours: the message settings it obeys, so that a
-    strategy that sends others is refused. metrics: what its replies report beside "num-examples".
+    strategy that sends others is refused; requires: those it cannot do without, so that a strategy
+    that does not send them is refused. metrics: what its replies report beside "num-examples".
     personalised: whether evaluation depends on the client's own state.
     """
 
     Params: ClassVar[type[errors.Params]]
     honours: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset()
     metrics: ClassVar[frozenset[str]] = frozenset()
     personalised: ClassVar[bool] = False
 
@@ -216,6 +225,7 @@ class DirectClient(ABC):
 
     Params: ClassVar[type[errors.Params]]
     honours: ClassVar[frozenset[str]] = frozenset()
+    requires: ClassVar[frozenset[str]] = frozenset()
     metrics: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, params: errors.Params, model: FunctionalModel, task: Task) -> None:

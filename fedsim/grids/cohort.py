@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fedsim.clients.base import Batch, Client, CountExamples, DirectClient, Plan, Reply
-from fedsim.errors import RunFailed
+from fedsim.errors import FedsimError, RunFailed
 from fedsim.grids.execute import at, run_mapped, run_one
 from fedsim.grids.lanes import Block, Stream
 from fedsim.grids.shards import Shards
@@ -87,6 +87,7 @@ class Cohorts:
         seed: int,
     ) -> None:
         self.client, self.shards, self.execution, self.seed = client, shards, execution, seed
+        client.model.place(shards.device)
         self.cache = TraceCache(execution.trace)
         self.states: dict[int, Arrays] = {}
         self._actions: dict[str, Client | DirectClient] = {}
@@ -107,17 +108,35 @@ class Cohorts:
     ) -> CohortResult:
         """Returns the replies of `partitions` to one message."""
         stream = Stream(self.seed, int(config.get("server-round", 0)), message_type)
+        records = tree_map(lambda t: t.to(self.shards.device), records)
         category, _, action = message_type.partition(".")
         if category == "evaluate":
-            return self._evaluate(records, config, partitions)
+            return self._evaluate(stream, records, config, partitions)
         client = self._client(message_type, action)
         if isinstance(client, DirectClient):
             return self._direct(client, stream, records, config, partitions)
-        by_size = {n: client.plan(n, config) for n in {*map(self.shards.n_examples, partitions)}}
+        by_size = self._plans(client, stream, config, partitions)
         plans = [by_size[self.shards.n_examples(p)] for p in partitions]
         one = self.execution.path == "one_by_one" and not isinstance(client, CountExamples)
         compute = self._one_by_one if one else self._mapped
         return compute(client, stream, records, plans, partitions)
+
+    def _plans(
+        self, client: Client, stream: Stream, config: dict[str, Any], partitions: Sequence[int]
+    ) -> dict[int, Plan]:
+        """Returns the plan for each number of examples."""
+        sizes = {*map(self.shards.n_examples, partitions)}
+        try:
+            return {n: client.plan(n, config) for n in sizes}
+        except FedsimError as error:
+            raise RunFailed(str(error)) from error
+        except KeyError as error:
+            raise RunFailed(
+                f"client {type(client).__name__} needs the setting {error}, which the strategy"
+                f" does not send with {stream.message_type}"
+            ) from error
+        except Exception as error:  # whatever the user's client raises
+            raise RunFailed(_blame(client, "plan", stream, error)) from error
 
     def _client(self, message_type: str, action: str) -> Client | DirectClient:
         if message_type == "query.num_examples":
@@ -138,7 +157,8 @@ class Cohorts:
     def state_of(self, partition: int) -> Arrays:
         """Returns the state that the partition keeps between messages."""
         found = self.states.get(partition)
-        return self.client.initial_client_state() if found is None else found
+        found = self.client.initial_client_state() if found is None else found
+        return {name: tensor.to(self.shards.device) for name, tensor in found.items()}
 
     def _mapped(
         self,
@@ -165,10 +185,8 @@ class Cohorts:
         try:
             outs = list(self._pool.map(work, chunks))
         except Exception as error:
-            raise RunFailed(
-                f"client code failed in {stream.message_type} of round {stream.server_round}:"
-                f" {type(error).__name__}: {error}\n(engine.path: one_by_one tells which client)"
-            ) from error
+            hint = "\n(engine.path: one_by_one tells which client)"
+            raise RunFailed(_blame(client, "train", stream, error) + hint) from error
         back = torch.tensor(np.argsort([i for members in chunks for i in members]))
         reply, kept = tree_map(lambda *t: torch.cat(t)[back], *outs)
         if kept:
@@ -192,11 +210,10 @@ class Cohorts:
 
     def _chained(self, partition: int, chains: int) -> Arrays:
         """Returns the partition's state, with a chain axis if it has none yet."""
-        found = self.states.get(partition)
-        if found is not None or not chains:
-            return self.state_of(partition)
-        fresh = self.client.initial_client_state()
-        return {k: v.expand(chains, *v.shape) for k, v in fresh.items()}
+        state = self.state_of(partition)
+        if partition in self.states or not chains:
+            return state
+        return {k: v.expand(chains, *v.shape) for k, v in state.items()}
 
     def _one_by_one(
         self,
@@ -223,22 +240,38 @@ class Cohorts:
 
         lanes = [(i, q) for i in range(len(partitions)) for q in range(max(chains, 1))]
         outs = list(self._pool.map(work, lanes))
-        good, replies, errors = [], [], {}
-        for i, partition in enumerate(partitions):
-            own = outs[i * max(chains, 1) : (i + 1) * max(chains, 1)]
+        if not chains:
+            return self._stacked(outs, partitions)
+        grouped: list[tuple[Reply, Arrays] | str] = []
+        for i in range(0, len(outs), chains):
+            own = outs[i : i + chains]
             failed = [out for out in own if isinstance(out, str)]
-            if failed:
-                errors[i] = failed[0]
+            grouped.append(failed[0] if failed else tree_map(lambda *t: torch.stack(t), *own))
+        return self._stacked(grouped, partitions)
+
+    def _stacked(
+        self, outs: Sequence[tuple[Reply, Arrays] | str], partitions: Sequence[int]
+    ) -> CohortResult:
+        """Stacks the replies and keeps the clients' states; a string says why there is no reply."""
+        replies: dict[int, Reply] = {}
+        errors: dict[int, str] = {}
+        form: object = None
+        for i, out in enumerate(outs):
+            if isinstance(out, str):
+                errors[i] = out
                 continue
-            reply, kept = tree_map(lambda *t: torch.stack(t), *own) if chains else own[0]
+            reply, kept = out
+            form = form or _form(reply)
+            if _form(reply) != form:
+                errors[i] = "its records differ from the other replies'"
+                continue
+            replies[i] = reply
             if kept:
-                self.states[partition] = kept
-            good.append(i)
-            replies.append(reply)
-        if not good:
+                self.states[partitions[i]] = kept
+        if not replies:
             return CohortResult([], {}, {}, errors)
-        stacked = tree_map(lambda *t: torch.stack(t), *replies)
-        return CohortResult(good, stacked.records, _metrics(stacked.metrics), errors)
+        stacked = tree_map(lambda *t: torch.stack(t), *replies.values())
+        return CohortResult(list(replies), stacked.records, _metrics(stacked.metrics), errors)
 
     def _direct(
         self,
@@ -255,28 +288,22 @@ class Cohorts:
             shard = Batch(table.x[rows], table.y[rows], table.weight[rows], one)
             rng = stream.generator("client", partition, 0, 0)
             try:
-                return client.train(
+                reply, kept = client.train(
                     stream.message_type, records, config, shard, self.state_of(partition), rng
                 )
+                metrics = {k: torch.as_tensor(v) for k, v in reply.metrics.items()}
+                return Reply(reply.records, metrics), kept
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
 
-        outs = list(self._pool.map(work, partitions))
-        good, replies, errors = [], [], {}
-        for i, out in enumerate(outs):
-            if isinstance(out, str):
-                errors[i] = out
-                continue
-            self.states[partitions[i]] = out[1]
-            good.append(i)
-            replies.append(out[0])
-        if not good:
-            return CohortResult([], {}, {}, errors)
-        stacked = tree_map(lambda *t: torch.stack(t), *replies)
-        return CohortResult(good, stacked.records, _metrics(stacked.metrics), errors)
+        return self._stacked(list(self._pool.map(work, partitions)), partitions)
 
     def _evaluate(
-        self, records: dict[str, Arrays], config: dict[str, Any], partitions: Sequence[int]
+        self,
+        stream: Stream,
+        records: dict[str, Arrays],
+        config: dict[str, Any],
+        partitions: Sequence[int],
     ) -> CohortResult:
         """Returns weighted means of the client's per-example metrics over each one's rows."""
         client = self.client
@@ -289,7 +316,8 @@ class Cohorts:
         jobs: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], Arrays]] = []
         if client.personalised:
             jobs = [
-                (r, np.full(len(r), i), self.state_of(partitions[i])) for i, r in enumerate(rows)
+                (r, np.full(len(r), i), self._chained(partitions[i], chains))
+                for i, r in enumerate(rows)
             ]
         else:
             flat = np.concatenate(rows) if rows else np.empty(0, np.int64)
@@ -313,7 +341,11 @@ class Cohorts:
 
         sums: dict[str, np.ndarray[Any, Any]] = {}
         weight_sums = np.zeros(len(partitions))
-        for (index, who, _), outs in zip(jobs, self._pool.map(work, jobs), strict=True):
+        try:
+            done = list(self._pool.map(work, jobs))
+        except Exception as error:
+            raise RunFailed(_blame(client, "evaluate", stream, error)) from error
+        for (index, who, _), outs in zip(jobs, done, strict=True):
             weight = self.shards.table.weight[torch.from_numpy(index)].double().cpu().numpy()
             weight_sums += np.bincount(who, weight, len(partitions))
             for name in outs[0]:
@@ -338,3 +370,21 @@ def _shapes(records: dict[str, Arrays], chains: bool) -> dict[str, dict[str, tup
 def _metrics(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns (clients,) float64 metrics, averaged over chains."""
     return {k: v.double().reshape(len(v), -1).mean(1).cpu() for k, v in metrics.items()}
+
+
+def _form(reply: Reply) -> object:
+    """Returns what two replies must share to be stacked."""
+    return (
+        {
+            record: {name: (t.shape, t.dtype) for name, t in arrays.items()}
+            for record, arrays in reply.records.items()
+        },
+        {name: t.shape for name, t in reply.metrics.items()},
+    )
+
+
+def _blame(client: object, what: str, stream: Stream, error: Exception) -> str:
+    return (
+        f"{what} of client {type(client).__name__} failed in {stream.message_type} of round"
+        f" {stream.server_round}: {type(error).__name__}: {error}"
+    )

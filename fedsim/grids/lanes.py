@@ -79,7 +79,7 @@ class Block:
         like: Mapping[str, Mapping[str, tuple[int, ...]]],
         chain: int | None = None,
     ) -> None:
-        """`like`: shapes of each received record, without the chain axis. `chain`: only this one."""
+        """`like`: the received records' shapes without the chain axis; `chain`: only this one."""
         self.plans, self.partitions, self.shards, self.stream = plans, partitions, shards, stream
         self.plan = plans[0]
         self.chain_ids = range(self.plan.chains) if chain is None else range(chain, chain + 1)
@@ -91,6 +91,7 @@ class Block:
             for name, noise in self.plan.noise.items()
         }
         self._rows = self._draw_rows()
+        self._spare = self._padding_rows()
         self._full_batch = self._gather(self._rows[..., 0, :]) if self.full else None
         self._noise: dict[str, Arrays] = {}
         self._scalars = self._stack_scalars()
@@ -123,7 +124,8 @@ class Block:
         table = self.shards.table
         index = torch.from_numpy(np.ascontiguousarray(rows)).to(self.shards.device)
         mask = index >= 0
-        flat = index.clamp_min(0).reshape(-1)
+        spare = self._spare[: len(index)].reshape(-1, *(1,) * (index.ndim - 1))
+        flat = torch.where(mask, index, spare).reshape(-1)
         weight = table.weight[flat].reshape(index.shape) * mask
         n = self._examples()[: len(index)].reshape(-1, *(1,) * (index.ndim - 2))
         return Batch(
@@ -132,6 +134,16 @@ class Block:
             weight,
             n / mask.sum(-1).clamp_min(1).to(weight.dtype),
         )
+
+    def _padding_rows(self) -> Tensor:
+        """Returns (C,) rows that stand where there are none: each client's own first row.
+
+        Their weight is 0, but a loss of another client's row may be infinite here, and 0 · inf is
+        NaN.
+        """
+        owned = [self.shards.rows(p) for p in self.partitions]
+        first = [int(rows[0]) if len(rows) else 0 for rows in owned]
+        return torch.tensor(first, dtype=torch.int64, device=self.shards.device)
 
     def _examples(self) -> Tensor:
         sizes = [self.shards.n_examples(p) for p in self.partitions]
@@ -188,31 +200,65 @@ class Block:
         }
 
     def _draw(self, name: str, spec: Noise, step: int, active: int) -> Arrays:
+        if spec.per_example and self.full:
+            return self._draw_by_row(name, spec, step, active)
         shapes = {key: self._full_shape(shape, spec) for key, shape in self._shapes[name].items()}
         sizes = [int(np.prod(shape)) for shape in shapes.values()]
         partitions = [SHARED] if spec.shared else list(self.partitions)
-        drawn = np.zeros(
-            (len(partitions), max(self.chains, 1), sum(sizes)),
-            np.float64 if self.shards.dtype == torch.float64 else np.float32,
-        )
+        drawn = np.zeros((len(partitions), max(self.chains, 1), sum(sizes)), self._numpy_dtype)
         for row, partition in zip(drawn[:active], partitions, strict=False):
             for c, out in enumerate(row):
-                chain = self.chain_ids[c] if self.chains else 0
-                rng = self.stream.generator(name, partition, chain, step)
-                if spec.distribution == "normal":
-                    rng.standard_normal(out=out, dtype=out.dtype)
-                else:
-                    rng.random(out=out, dtype=out.dtype)
+                self._fill(out, name, spec, partition, c, step)
         if not self.chains:
             drawn = drawn[:, 0]
         if spec.shared:
             drawn = drawn[0]
         flat = torch.from_numpy(drawn).to(self.shards.device)
-        parts = flat.split(sizes, dim=-1)
+        parts = torch.split(flat, sizes, dim=-1)
         return {
             key: part.reshape(*flat.shape[:-1], *shape)
             for (key, shape), part in zip(shapes.items(), parts, strict=True)
         }
+
+    def _draw_by_row(self, name: str, spec: Noise, step: int, active: int) -> Arrays:
+        """Draws for each client as many numbers as it has rows.
+
+        The block's width is that of its largest client: what is drawn must not depend on it.
+        """
+        count = self.plan.minibatches_per_step
+        lead = (len(self.partitions), max(self.chains, 1), count, self._rows.shape[-1])
+        drawn = {
+            key: np.zeros((*lead, *shape), self._numpy_dtype)
+            for key, shape in self._shapes[name].items()
+        }
+        widths = {key: int(np.prod(shape)) for key, shape in self._shapes[name].items()}
+        for i, partition in enumerate(self.partitions[:active]):
+            n = self.shards.n_examples(partition)
+            for c in range(max(self.chains, 1)):
+                flat = np.zeros(count * n * sum(widths.values()), self._numpy_dtype)
+                self._fill(flat, name, spec, partition, c, step)
+                ends = np.cumsum([count * n * width for width in widths.values()])
+                for out, part in zip(drawn.values(), np.split(flat, ends[:-1]), strict=True):
+                    out[i, c, :, :n] = part.reshape(count, n, *out.shape[4:])
+        return {
+            key: torch.from_numpy(out if self.chains else out[:, 0]).to(self.shards.device)
+            for key, out in drawn.items()
+        }
+
+    def _fill(
+        self, out: np.ndarray[Any, Any], name: str, spec: Noise, partition: int, c: int, step: int
+    ) -> None:
+        """Fills out (n,) with the numbers of one client and the block's c-th chain."""
+        chain = self.chain_ids[c] if self.chains else 0
+        rng = self.stream.generator(name, partition, chain, step)
+        if spec.distribution == "normal":
+            rng.standard_normal(out=out, dtype=out.dtype)
+        else:
+            rng.random(out=out, dtype=out.dtype)
+
+    @property
+    def _numpy_dtype(self) -> type[np.floating[Any]]:
+        return np.float64 if self.shards.dtype == torch.float64 else np.float32
 
     def _full_shape(self, shape: tuple[int, ...], spec: Noise) -> tuple[int, ...]:
         if not spec.per_example:

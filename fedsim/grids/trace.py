@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 
 class TraceCache:
-    """Graphs by (name, structure, shapes, dtypes). Safe to call from several threads."""
+    """Graphs by (name, structure, shapes, dtypes, strides). Safe to call from several threads."""
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
@@ -39,7 +39,7 @@ class TraceCache:
             if not self.enabled:
                 return function(*args)
             leaves, spec = pytree.tree_flatten(args)
-            shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+            shapes = tuple((leaf.shape, leaf.dtype, _layout(leaf)) for leaf in leaves)
             full_key = (key, str(spec), shapes)
             found = self._graphs.get(full_key)
             if found is None:
@@ -71,3 +71,11 @@ class TraceCache:
             self._graphs[key] = (graph, out_spec)
             self.seconds += time.perf_counter() - start
             return self._graphs[key]
+
+
+def _layout(leaf: Tensor) -> tuple[int, ...] | None:
+    """Returns the strides that a graph has baked in, as it takes views; None where none can fail.
+
+    A reshape is recorded as the view that it was for the tensors it was traced with.
+    """
+    return None if leaf.ndim < 2 else leaf.stride()
