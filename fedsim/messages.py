@@ -200,7 +200,8 @@ def stack(replies: Iterable[Message]) -> Replies:
     Replies that differ from the first in records, names, shapes or dtypes become failures.
     """
     if isinstance(replies, Replies):
-        return replies
+        order = sorted(range(len(replies.node_ids)), key=replies.node_ids.__getitem__)
+        return replies if order == list(range(len(order))) else replies.select(order, ())
     good: list[Message] = []
     failures: list[Failure] = []
     requests: dict[int, Message] = {}

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Context,
@@ -30,6 +29,7 @@ from fedsim.messages import (
     Failure,
     Replies,
     config_of,
+    to_record,
     to_tensor,
     to_tensors,
 )
@@ -125,15 +125,20 @@ class InlineGrid(Grid):
     def _answer(self, messages: list[Message]) -> Sequence[Message]:
         if isinstance(self._clients, ClientApp):
             return [self._call_app(message, self._clients) for message in messages]
-        groups: dict[tuple[int, str], list[Message]] = {}
+        # One group for each content, so that its clients are computed together; a node that was
+        # sent the same content twice is in two groups and answers twice.
+        groups: dict[tuple[int, str, int], dict[int, Message]] = {}
         for message in messages:
-            groups.setdefault((id(message.content), message.metadata.message_type), []).append(
-                message
-            )
+            content, node_id = id(message.content), message.metadata.dst_node_id
+            message_type = message.metadata.message_type
+            turn = 0
+            while node_id in groups.setdefault((content, message_type, turn), {}):
+                turn += 1
+            groups[content, message_type, turn][node_id] = message
         answers: list[Sequence[Message]] = []
-        for (_, message_type), group in groups.items():
-            requests = {m.metadata.dst_node_id: m for m in group}
-            replies = self._cohort(group[0].content, message_type, tuple(requests))
+        for (_, message_type, _), requests in groups.items():
+            content_of_all = next(iter(requests.values())).content
+            replies = self._cohort(content_of_all, message_type, tuple(requests))
             replies.request = requests.__getitem__
             answers.append(replies)
         return answers[0] if len(answers) == 1 else [m for group in answers for m in group]
@@ -142,6 +147,7 @@ class InlineGrid(Grid):
         self, content: RecordDict, message_type: str, node_ids: Sequence[int]
     ) -> Replies:
         assert isinstance(self._clients, Cohorts)
+        node_ids = sorted(node_ids)  # the order of the messages must not matter
         known = [n for n in node_ids if n in self.get_node_ids()]
         unknown = [Failure(n, "no such node") for n in node_ids if n not in self.get_node_ids()]
         records = {name: to_tensors(r) for name, r in content.array_records.items()}
@@ -207,22 +213,24 @@ class InlineGrid(Grid):
         """Returns the clients' own state as tensors and a JSON-able dict."""
         if isinstance(self._clients, Cohorts):
             return {
-                f"{partition}/{name}": tensor
+                f"{partition}/{name}": tensor.cpu()
                 for partition, state in self._clients.states.items()
                 for name, tensor in state.items()
             }, {}
         tensors: Arrays = {}
-        plain: dict[str, Any] = {}
+        nodes: dict[str, list[Any]] = {}
         for node_id, context in self._contexts.items():
-            for key, record in context.state.items():
+            for i, (key, record) in enumerate(context.state.items()):
+                values: Any
                 if isinstance(record, ArrayRecord):
+                    kind, values = "array", list(record)
                     for name, array in record.items():
-                        tensors[f"{node_id}/{key}/{name}"] = to_tensor(array)
+                        tensors[f"{node_id}/{i}/{name}"] = to_tensor(array)
                 else:
                     kind = "metric" if isinstance(record, MetricRecord) else "config"
                     values = {k: _jsonable(v) for k, v in record.items()}
-                    plain.setdefault(str(node_id), {})[key] = [kind, values]
-        return tensors, {"records": plain, "handled": {str(k): v for k, v in self._handled.items()}}
+                nodes.setdefault(str(node_id), []).append([key, kind, values])
+        return tensors, {"nodes": nodes, "handled": {str(k): v for k, v in self._handled.items()}}
 
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor], plain: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
@@ -231,18 +239,15 @@ class InlineGrid(Grid):
                 partition, _, name = key.partition("/")
                 self._clients.states.setdefault(int(partition), {})[name] = tensor
             return
-        for key, tensor in tensors.items():
-            node_id, record_key, name = key.split("/", 2)
+        for node_id, records in plain["nodes"].items():
             state = self._context(int(node_id)).state
-            record = state.setdefault(record_key, ArrayRecord())
-            assert isinstance(record, ArrayRecord)
-            record[name] = Array(tensor.numpy())
-        for node_id, records in plain.get("records", {}).items():
-            for key, (kind, values) in records.items():
-                restored = {k: _from_json(v) for k, v in values.items()}
-                make = MetricRecord if kind == "metric" else ConfigRecord
-                self._context(int(node_id)).state[key] = make(restored)
-        self._handled = {int(k): v for k, v in plain.get("handled", {}).items()}
+            for i, (key, kind, values) in enumerate(records):
+                if kind == "array":
+                    state[key] = to_record({n: tensors[f"{node_id}/{i}/{n}"] for n in values})
+                else:
+                    make = MetricRecord if kind == "metric" else ConfigRecord
+                    state[key] = make({k: _from_json(v) for k, v in values.items()})
+        self._handled = {int(k): v for k, v in plain["handled"].items()}
 
 
 def _request(message_type: str) -> Callable[[int], Message]:
