@@ -82,6 +82,10 @@ class FAHMC(Client):
         "control-variate",
         "chains",
     }
+    requires = frozenset(
+        {"step-size", "leapfrog-steps", "trajectories", "shared-variance", "temperature",
+         "prior-precision", "participating-weight"}
+    )  # fmt: skip
     metrics = frozenset({"gradients", "kinetic"})
     params: FAHMCClientParams
 

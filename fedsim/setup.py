@@ -9,6 +9,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -19,7 +20,7 @@ from fedsim.data import FederatedData, build_data
 from fedsim.errors import Params, Problem, ScenarioError, UserError
 from fedsim.grids.cohort import Cohorts, Execution, choose_path
 from fedsim.grids.inline import InlineGrid
-from fedsim.grids.shards import Shards
+from fedsim.grids.shards import Shards, Table
 from fedsim.messages import Arrays
 from fedsim.models import FunctionalModel, Task, build_model, build_task
 from fedsim.random import integer
@@ -112,10 +113,11 @@ def prepare(scenario: Scenario) -> Setup:
         for q in range(max(_chains(strategy), 1))
     ]
     client = build_client(scenario, strategy, models[0], task)
-    honours = frozenset() if isinstance(client, ClientApp) else client.honours | client.metrics
-    found = objections(strategy, honours, len(data.shards))
-    if isinstance(client, ClientApp):
-        found = []  # what a Flower app honours cannot be seen from outside
+    found = []
+    if not isinstance(client, ClientApp):  # what a Flower app honours cannot be seen from outside
+        honours = client.honours | client.metrics
+        found = objections(strategy, honours, len(data.shards), client.requires)
+        check_task(models[0], task, data)
     if found:
         raise ScenarioError([Problem("strategy", reason) for reason in found])
     return Setup(
@@ -158,6 +160,29 @@ def _check_target(scenario: Scenario, data: FederatedData, task: Task) -> None:
             )
         ]
     )
+
+
+def check_task(model: FunctionalModel, task: Task, data: FederatedData) -> None:
+    """Raises ScenarioError if the loss and metrics do not return one value per example."""
+    if len(data.train) == 0:
+        return
+    rows = data.train.take(np.arange(min(2, len(data.train))))
+    dtype = next(iter(model.initial().values())).dtype
+    table = Table(rows, dtype, torch.device("cpu"))
+    for name, function in {"loss": task.loss, **task.metrics}.items():
+        try:
+            outputs = model.apply(model.initial(), table.x)
+            shape = tuple(function(outputs, table.y).shape)
+        except Exception as error:  # the user's functions may raise anything
+            raise ScenarioError(
+                [Problem("task", f"{name} does not take the model's outputs for {data.info.name}:"
+                                 f" {type(error).__name__}: {error}")]
+            ) from error
+        if shape != (len(rows),):
+            raise ScenarioError(
+                [Problem("task", f"{name} returns shape {shape} for {len(rows)} examples",
+                         hint="It must return one value per example (no mean, no sum)")]
+            )
 
 
 def _chains(strategy: FlowerStrategy) -> int:

@@ -1,9 +1,10 @@
-"""Rejects replies that would poison an aggregate: NaN, Inf, wrong records, shapes, dtypes, metrics."""
+"""Rejects replies that would poison an aggregate: NaN, Inf, wrong records, shapes or metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import Array, ArrayRecord, Message
@@ -27,37 +28,41 @@ def check_replies(
 ) -> Checked:
     """Returns the good replies in the order of their nodes.
 
-    `asked`: the nodes that were sent a message; those that did not answer are failures, too.
+    `asked`: the nodes that were sent a message; those that did not answer are failures, too, and
+    so are further answers of a node and answers of others.
     """
+    waiting = Counter(asked)
     if isinstance(replies, Replies):
         checked = _check_stack(replies, schema, arrays)
-        kept, good, failures = checked, len(checked.node_ids), checked.failures
-        answered = {*checked.node_ids, *(f.node_id for f in failures)}
-        checked.failures = []
-        result = Checked(kept, good, failures)
+        failures = list(checked.failures)
+        waiting.subtract([*checked.node_ids, *(f.node_id for f in failures)])
+        kept: Sequence[Message] = replace(checked, failures=[])
+        good = len(checked.node_ids)
     else:
-        result = Checked([], 0, [])
-        messages: list[Message] = []
-        answered = set()
+        failures, messages = [], []
         for message in sorted(replies, key=lambda m: m.metadata.src_node_id):
             node_id = message.metadata.src_node_id
-            answered.add(node_id)
-            reason = message.error.reason if message.has_error() else _why(message, schema, arrays)
+            if message.has_error():
+                reason: str | None = message.error.reason or "error"
+            elif waiting[node_id] < 1:
+                reason = "answered without being asked, or more than once"
+            else:
+                reason = _why(message, schema, arrays)
+            waiting[node_id] -= 1
             if reason:
-                result.failures.append(Failure(node_id, reason))
+                failures.append(Failure(node_id, reason))
             else:
                 messages.append(message)
-        result.replies, result.good = messages, len(messages)
-    silent = [Failure(n, "no reply") for n in asked if n not in answered]
-    result.failures = sorted(result.failures + silent, key=lambda f: f.node_id)
-    return result
+        kept, good = messages, len(messages)
+    failures += [Failure(node, "no reply") for node, left in waiting.items() if left > 0]
+    return Checked(kept, good, sorted(failures, key=lambda f: f.node_id))
 
 
 def finite(stacked: Tensor) -> Tensor:
     """Returns for each entry of the leading axis whether all its numbers are finite, (n,) bool."""
     if not stacked.is_floating_point() or not len(stacked):
         return torch.ones(len(stacked), dtype=torch.bool)
-    flat = stacked.reshape(len(stacked), -1)
+    flat = stacked.reshape(len(stacked), stacked[0].numel())
     good = flat.sum(1).isfinite()  # one pass; NaN and Inf survive a sum, but so may an overflow
     if not good.all():
         good = flat.isfinite().all(1)
@@ -71,7 +76,8 @@ def _check_stack(replies: Replies, schema: ReplySchema, arrays: ArrayRecord) -> 
         record: {name: (tuple(t.shape[1:]), t.dtype) for name, t in tensors.items()}
         for record, tensors in replies.arrays.items()
     }
-    reason = _layout_problem(layout, schema, arrays) or _missing_metric(replies.metrics, schema)
+    sizes = {k: None if v.ndim == 1 else v.shape[1] for k, v in replies.metrics.items()}
+    reason = _layout_problem(layout, schema, arrays) or _metric_problem(sizes, schema)
     if reason:
         return replies.select([], [Failure(n, reason) for n in replies.node_ids])
     reasons: dict[int, str] = {}
@@ -82,6 +88,9 @@ def _check_stack(replies: Replies, schema: ReplySchema, arrays: ArrayRecord) -> 
     for name, values in replies.metrics.items():
         for i in (~finite(values)).nonzero().flatten().tolist():
             reasons.setdefault(i, f"NaN or Inf in metric {name}")
+    if schema.weight in replies.metrics:
+        for i in (replies.metrics[schema.weight] < 0).nonzero().flatten().tolist():
+            reasons.setdefault(i, f"metric {schema.weight!r} is negative")
     if not reasons:
         return replies
     keep = [i for i in range(len(replies.node_ids)) if i not in reasons]
@@ -102,7 +111,8 @@ def _why(message: Message, schema: ReplySchema, arrays: ArrayRecord) -> str | No
     if reason:
         return reason
     metrics = {k: v for record in content.metric_records.values() for k, v in record.items()}
-    reason = _missing_metric(metrics, schema)
+    sizes = {k: len(v) if isinstance(v, list) else None for k, v in metrics.items()}
+    reason = _metric_problem(sizes, schema)
     if reason:
         return reason
     for record, values in content.array_records.items():
@@ -115,7 +125,9 @@ def _why(message: Message, schema: ReplySchema, arrays: ArrayRecord) -> str | No
     for name, value in metrics.items():
         if not bool(torch.as_tensor(value, dtype=torch.float64).isfinite().all()):
             return f"NaN or Inf in metric {name}"
-    return None
+    weight = metrics.get(schema.weight, 0)
+    negative = isinstance(weight, (int, float)) and weight < 0
+    return f"metric {schema.weight!r} is negative" if negative else None
 
 
 def _tensor(array: Array) -> Tensor:
@@ -156,7 +168,12 @@ def _shape_problem(got: Shapes, expected: Shapes) -> str | None:
     return None
 
 
-def _missing_metric(metrics: object, schema: ReplySchema) -> str | None:
-    assert isinstance(metrics, dict)
-    missing = sorted(schema.metrics - set(metrics))
-    return f"metric {missing[0]!r} is missing" if missing else None
+def _metric_problem(sizes: Mapping[str, int | None], schema: ReplySchema) -> str | None:
+    """`sizes`: the length of each metric that is a list, None for one number."""
+    missing = sorted(schema.metrics - set(sizes))
+    if missing:
+        return f"metric {missing[0]!r} is missing"
+    for name in sorted(schema.metrics | {schema.weight}):
+        if sizes.get(name) is not None:
+            return f"metric {name!r} is a list of {sizes[name]}, not one number"
+    return None

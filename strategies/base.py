@@ -29,11 +29,13 @@ class ReplySchema:
 
     records: the array records by name, each array with its shape and dtype; None accepts exactly
     one record, of any name, shaped like the parameters (what Flower's strategies take).
-    metrics: the metrics that must be there, as finite numbers.
+    metrics: the metrics that must be there, each one finite number.
+    weight: the metric that replies are weighted by; it must not be negative.
     """
 
     records: Mapping[str, Shapes] | None
     metrics: frozenset[str] = frozenset({"num-examples"})
+    weight: str = "num-examples"
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,15 @@ class FALDParams(SamplerParams):
     )
 
 
+_SENDS = Sampler.sends | {"leapfrog-steps", "trajectories", "control-variate"}
+
+
 class FAHMC(Sampler):
     """FA-HMC; with control_variate FA-HMC-CV."""
 
     Params = FAHMCParams
     client = "fa-hmc"
+    sends = _SENDS
     params: FAHMCParams
 
     def __init__(self, params: FAHMCParams) -> None:
@@ -113,6 +117,7 @@ class FALD(Sampler):
 
     Params = FALDParams
     client = "fa-hmc"
+    sends = _SENDS
     params: FALDParams
 
     def kernel(self) -> dict[str, Any]:

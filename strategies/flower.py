@@ -66,9 +66,9 @@ def flower_classes() -> dict[str, type[flower.Strategy]]:
     found = {}
     for name in flower.__all__:
         kind = getattr(flower, name)
-        if inspect.isclass(kind) and issubclass(kind, flower.Strategy):
-            if not inspect.isabstract(kind):
-                found[name] = kind
+        concrete = inspect.isclass(kind) and not inspect.isabstract(kind)
+        if concrete and issubclass(kind, flower.Strategy):
+            found[name] = kind
     return found
 
 
@@ -137,9 +137,22 @@ def build_flower(params: Params) -> flower.Strategy:
         raise UserError(f"strategy {kind.__name__}: {error}") from error
 
 
-def objections(strategy: flower.Strategy, honours: frozenset[str], num_nodes: int) -> list[str]:
-    """Returns why the strategy cannot be served by a client that honours `honours`."""
+def objections(
+    strategy: flower.Strategy,
+    honours: frozenset[str],
+    num_nodes: int,
+    requires: frozenset[str] = frozenset(),
+) -> list[str]:
+    """Returns why the strategy cannot be served by a client that honours `honours`.
+
+    requires: the message settings that the client cannot do without.
+    """
     found = []
+    sent = strategy.sends if isinstance(strategy, Strategy) else frozenset()
+    if lacking := sorted(requires - sent):
+        found.append(
+            f"{type(strategy).__name__} does not send {', '.join(lacking)}, which the client needs"
+        )
     if isinstance(strategy, Strategy):
         missing = sorted(strategy.sends - honours)
         if missing:
@@ -177,7 +190,7 @@ def exchanges_of(strategy: flower.Strategy, server_round: int) -> Sequence[Excha
     if isinstance(strategy, Strategy):
         return strategy.exchanges(server_round)
     key = str(getattr(unwrapped(strategy)[-1], "weighted_by_key", "num-examples"))
-    schema = ReplySchema(None, frozenset({key}))
+    schema = ReplySchema(None, frozenset({key}), key)
     return [
         Exchange(
             "train", strategy.configure_train, strategy.aggregate_train, lambda arrays: schema
@@ -208,8 +221,8 @@ def load_strategy_state(
     parts = unwrapped(strategy)
     states: dict[int, dict[str, Any]] = {level: {} for level in range(len(parts))}
     for key, tag in plain.items():
-        level, _, name = key.partition(".")
-        states[int(level)][name] = _decode(key, tag, tensors)
+        number, _, name = key.partition(".")
+        states[int(number)][name] = _decode(key, tag, tensors)
     for level, part in enumerate(parts):
         if hasattr(part, "load_state_dict"):
             if states[level]:
@@ -236,7 +249,7 @@ def _state_of(strategy: flower.Strategy) -> dict[str, Any]:
 
 
 def _encode(key: str, value: Any, tensors: Arrays) -> Any:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):  # NumPy turns 0-d results into scalars
         tensors[key] = torch.from_numpy(np.array(value))
         return {"is": "ndarray"}
     if isinstance(value, Tensor):

@@ -81,6 +81,10 @@ class Sampler(Strategy):
     """Base of the samplers; a subclass says what its clients need beside the common settings."""
 
     samples = True
+    sends = frozenset(
+        {"step-size", "shared-variance", "temperature", "prior", "prior-precision",
+         "participating-weight", "weighted-by"}
+    )  # fmt: skip
     params: SamplerParams
     cure: str = "a smaller step_size"
     """What keeps a chain stable, for the sentence that reports a divergence."""
