@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,15 +47,19 @@ class Evaluator:
             if (examples := given[split]) is not None and len(examples)
         }
         self.draws = 0
-        # by split: summed probabilities (n, C), or summed likelihoods of the targets (n,)
+        # by split: summed probabilities (n, C), or the log of the summed likelihoods (n,)
         self._sums: dict[str, Tensor] = {}
 
     def absorb(self, arrays: Arrays) -> None:
         """Adds a draw, arrays of (chains, *shape), to the predictive averages."""
         for split, table in self.tables.items():
-            members = self._members(arrays, True, table)
+            mean = self._mean(self._members(arrays, True, table))
             old = self._sums.get(split)
-            self._sums[split] = members.mean(0) if old is None else old + members.mean(0)
+            if old is None:
+                self._sums[split] = mean
+            else:
+                logs = self.task.probabilities is None
+                self._sums[split] = torch.logaddexp(old, mean) if logs else old + mean
         self.draws += 1
 
     def evaluate(self, arrays: Arrays, chains: bool) -> dict[str, dict[str, float]]:
@@ -65,8 +70,7 @@ class Evaluator:
         predictive: dict[str, Floats] = {}
         for split, table in self.tables.items():
             members = self._members(arrays, chains, table)
-            mean = self._sums[split] / self.draws if self.draws else members.mean(0)
-            predictive[split] = mean.numpy()
+            predictive[split] = self._predictive(split, members)
             if split == "ood":
                 continue
             results[split] = self._scores(predictive[split], table)
@@ -89,8 +93,7 @@ class Evaluator:
         found = {}
         for split, table in self.tables.items():
             members = self._members(arrays, chains, table)
-            mean = self._sums[split] / self.draws if self.draws else members.mean(0)
-            found[split] = {"p": mean.numpy(), "y": table.y.numpy()}
+            found[split] = {"p": self._predictive(split, members), "y": table.y.numpy()}
         return found
 
     def logits(self, arrays: Arrays, split: str, rows: int) -> Floats:
@@ -108,8 +111,25 @@ class Evaluator:
         """Restores them."""
         self._sums, self.draws = dict(tensors), int(plain["draws"])
 
+    def _mean(self, members: Tensor) -> Tensor:
+        """Returns the mean over members (Q, n, …) of probabilities, or of exponentiated logs."""
+        if self.task.probabilities is not None:
+            return members.mean(0)
+        return members.logsumexp(0) - math.log(len(members))
+
+    def _predictive(self, split: str, members: Tensor) -> Floats:
+        """Returns the average over all draws so far, or over these members if there are none."""
+        if not self.draws:
+            return self._mean(members).numpy()
+        if self.task.probabilities is not None:
+            return (self._sums[split] / self.draws).numpy()
+        return (self._sums[split] - math.log(self.draws)).numpy()
+
     def _members(self, arrays: Arrays, chains: bool, table: Table) -> Tensor:
-        """Returns each member's probabilities (Q, n, C), or target likelihoods (Q, n); float64."""
+        """Returns each member's probabilities (Q, n, C), or log-likelihoods of targets (Q, n).
+
+        Logs, because a likelihood underflows where a loss is large.
+        """
         members = split_chains(arrays) if chains else [arrays]
         scored = []
         with torch.no_grad():
@@ -121,15 +141,14 @@ class Evaluator:
                     if self.task.probabilities is not None:
                         parts.append(self.task.probabilities(outputs.double()))
                     else:
-                        parts.append((-self.task.loss(outputs, table.y[cut]).double()).exp())
+                        parts.append(-self.task.loss(outputs, table.y[cut]).double())
                 scored.append(torch.cat(parts))
         return torch.stack(scored)
 
     def _scores(self, predictive: Floats, table: Table) -> dict[str, float]:
         if self.task.probabilities is not None:
             return classification.scores(predictive, table.y.numpy())
-        with np.errstate(divide="ignore"):
-            return {"nll": float(-np.log(predictive).mean())}
+        return {"nll": float(-predictive.mean())}
 
     def _task_metrics(self, arrays: Arrays, chains: bool, table: Table) -> dict[str, float]:
         members = split_chains(arrays) if chains else [arrays]

@@ -5,6 +5,7 @@ Flower's Strategy.start runs the same five methods but cannot resume, report or 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -160,9 +161,12 @@ class RoundLoop:
         record = to_record(state.arrays)
         shown: Metrics = {}
         cohort = 0
+        measured: set[str] = set()
         for index, exchange in enumerate(exchanges_of(self.strategy, server_round)):
             new, metrics, checked = self._exchange(server_round, index, exchange, record)
             cohort = max(cohort, checked.good + len(checked.failures))
+            if checked.good:
+                measured.add("train")
             if new is not None:
                 record = new
             if metrics is not None:
@@ -171,12 +175,16 @@ class RoundLoop:
         state.arrays, state.round = arrays, server_round
         self._take_draw(server_round)
         state.totals.seconds = time.monotonic() - self._began
-        shown |= self._evaluate_clients(server_round)
+        by_clients = self._evaluate_clients(server_round)
+        if by_clients:
+            measured.add("client")
+            shown |= by_clients
         every = self.config.server_every
         last = server_round == self.config.rounds
         if every and (server_round % every == 0 or last):
+            measured |= {"validation", "test", "ood"}
             shown |= self._evaluate_server(server_round)
-            self._maybe_stop(server_round, shown)
+        self._maybe_stop(server_round, shown, measured)
         system = self._system(before, cohort)
         self.recorder.log_metrics(server_round, "system", system)
         self.recorder.end_round(server_round)
@@ -274,9 +282,10 @@ class RoundLoop:
         metrics = self.strategy.aggregate_evaluate(server_round, checked.replies)
         return {} if metrics is None else self._log(server_round, "client", _floats(metrics))
 
-    def _maybe_stop(self, server_round: int, shown: Metrics) -> None:
+    def _maybe_stop(self, server_round: int, shown: Metrics, measured: set[str]) -> None:
+        """`measured`: the splits that were evaluated this round; patience counts those rounds."""
         stopping, state = self.config.stopping, self.state
-        if stopping is None:
+        if stopping is None or stopping.split not in measured:
             return
         value = shown.get(f"{stopping.split}/{stopping.name}")
         if value is None:
@@ -285,7 +294,8 @@ class RoundLoop:
                 f" but there are only {', '.join(sorted(shown))}"
             )
         signed = value if stopping.mode == "min" else -value
-        if state.best is None or signed < state.best - stopping.min_delta:
+        first = state.best is None and not math.isnan(signed)
+        if first or (state.best is not None and signed < state.best - stopping.min_delta):
             state.best, state.best_round, state.waited = signed, server_round, 0
             state.best_arrays = dict(state.arrays)
             return
@@ -400,7 +410,7 @@ def _like(new: Arrays, old: Arrays, server_round: int) -> Arrays:
     for name, tensor in new.items():
         if not bool(finite(tensor[None])[0]):
             raise RunFailed(f"round {server_round}: the aggregate of {name!r} has NaN or Inf")
-    return {name: new[name].to(tensor.dtype) for name, tensor in old.items()}
+    return {name: new[name].to(tensor.device, tensor.dtype) for name, tensor in old.items()}
 
 
 def _nodes(messages: Sequence[Message]) -> list[int]:
