@@ -1,12 +1,14 @@
-"""What a run leaves behind besides metrics: predictions, and for a sampler posterior.nc with its
-diagnostics and its distance to a reference."""
+"""What a run leaves behind besides metrics: who held what, predictions, and for a sampler
+posterior.nc with its diagnostics and its distance to a reference."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fedsim.data.describe import CLIENT_COLUMNS, describe
 from fedsim.errors import UserError
 from fedsim.metrics import distances
 from fedsim.metrics.posterior import Diagnostics, diagnostics
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
+PARTITION = "partition.csv"
 PREDICTIONS = "predictions_{split}.npz"
+LOGITS = "predictive_logits.npz"
 DIAGNOSTICS = "diagnostics.csv"
 POSTERIOR = "posterior.nc"
 REFERENCE = "reference.npz"
@@ -36,6 +40,8 @@ def write_artifacts(
         "early_stop": state.best_round if state.stopped else None,
         "totals": vars(state.totals),
     }
+    table = describe(setup.data).to_csv(index=False)
+    write_bytes(writer.artifact_path(PARTITION), table.encode())
     for split, arrays in evaluator.predictions(state.arrays, bool(setup.chains)).items():
         _save_npz(writer, PREDICTIONS.format(split=split), arrays)
     strategy = setup.strategy
@@ -43,6 +49,17 @@ def write_artifacts(
         writer.flush()
         summary["posterior"] = _posterior(setup, writer, evaluator)
     return summary
+
+
+def read_class_counts(run: Run) -> tuple[NDArray[np.int64], list[str]] | None:
+    """Returns the run's class counts (clients, classes) and the classes; None without classes."""
+    import pandas as pd
+
+    table = pd.read_csv(run.artifact(PARTITION))
+    counts = table.drop(columns=list(CLIENT_COLUMNS))
+    if not len(counts.columns) or "target_mean" in counts:
+        return None
+    return counts.to_numpy(np.int64), [str(name) for name in counts.columns]
 
 
 def _save_npz(writer: RunWriter, name: str, arrays: dict[str, Any]) -> None:
@@ -69,6 +86,7 @@ def _posterior(setup: Setup, writer: RunWriter, evaluator: Evaluator) -> dict[st
         logits = _probe_logits(setup, evaluator, draws)
         if logits is not None:
             stats["logits"] = logits
+            _save_npz(writer, LOGITS, stats)
             found["predictive logits"] = diagnostics({"logits": logits}, rhat_good=threshold)
         for kind, one in found.items():
             summary[kind] = {**one.summary(), "flags": one.flags()}

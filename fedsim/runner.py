@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,12 @@ from fedsim.setup import Setup, prepare
 if TYPE_CHECKING:
     from rich.console import Console
 
+Started = Callable[[Path], None]
 Ready = Callable[[Run], None]
+Failed = Callable[[RunFailed], None]
+
+MAX_NAMED = 3
+"""Runs that a message names before it only counts them."""
 
 
 def run(
@@ -34,8 +40,8 @@ def run(
 ) -> Run:
     """Runs a scenario that is one run (one seed, nothing to compare) and returns it.
 
-    out: the folder of runs, by default $FEDSIM_RUNS or ./runs. Raises UserError for wrong input,
-    RunFailed for a run that fails.
+    out: the folder of runs, by default $FEDSIM_RUNS or ./runs. quiet: no progress on standard
+    error. Raises UserError for wrong input, RunFailed for a run that fails.
     """
     specs = scenario.expand()
     if len(specs) != 1:
@@ -57,17 +63,72 @@ def run_all(
 
     on_run: called with each finished run.
     """
+    return run_specs(scenario.expand(), out=out, quiet=quiet, console=console, on_run=on_run)
+
+
+def run_specs(
+    specs: Sequence[RunSpec],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    quiet: bool = True,
+    console: Console | None = None,
+    on_start: Started | None = None,
+    on_run: Ready | None = None,
+    on_failure: Failed | None = None,
+) -> list[Run]:
+    """Runs `specs`, of one scenario or of several, in order; checks all of them before the first.
+
+    on_start: called with the folder of each run that starts. on_run: with each finished run.
+    on_failure: with the error of a run that fails, after which the next one starts, and the failed
+    run is among those returned; without it, the error ends everything.
+    """
+    check_specs(specs)
     store = RunStore(Path(out) if out is not None else None)
-    specs = scenario.expand()
-    for spec in specs:
-        prepare(spec.scenario)
-    runs = []
+    runs: list[Run] = []
     for number, spec in enumerate(specs, 1):
-        finished = _start(store, spec, quiet, console, number, len(specs))
+        setup = prepare(spec.scenario)
+        with store.create(spec) as writer:
+            if on_start is not None:
+                on_start(writer.path)
+            try:
+                finished = _go(store, writer, setup, spec.label, quiet, console, number, len(specs))
+            except RunFailed as error:
+                if on_failure is None:
+                    raise
+                with suppress(RunFailed):  # on a full disk; the first error is the one to show
+                    writer.finish("failed", {"error": str(error)})
+                writer.close()
+                on_failure(error)
+                runs.append(Run(writer.path))
+                continue
         runs.append(finished)
         if on_run is not None:
             on_run(finished)
     return runs
+
+
+def check_specs(specs: Sequence[RunSpec]) -> None:
+    """Builds data, model, strategy and client of every run, and computes and writes nothing.
+
+    Raises UserError with every reason that is found, and the runs that it concerns.
+    """
+    found: dict[str, list[str]] = {}
+    for spec in specs:
+        try:
+            prepare(spec.scenario)
+        except UserError as error:
+            found.setdefault(str(error), []).append(spec.label)
+    if found and len(specs) == 1:
+        raise UserError(*found)
+    if found:
+        raise UserError(
+            "\n".join(f"{_enumerated(labels)}: {reason}" for reason, labels in found.items())
+        )
+
+
+def _enumerated(labels: Sequence[str]) -> str:
+    more = len(labels) - MAX_NAMED
+    return ", ".join(labels[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def resume(
@@ -76,6 +137,7 @@ def resume(
     out: str | os.PathLike[str] | None = None,
     quiet: bool = True,
     console: Console | None = None,
+    on_start: Started | None = None,
 ) -> Run:
     """Continues an interrupted, failed or died run from its last checkpoint, to the same bits."""
     store = RunStore(Path(out) if out is not None else None)
@@ -85,17 +147,11 @@ def resume(
         scenario = Scenario.from_dict(yaml.safe_load(file))
     setup = prepare(scenario)
     with store.resume(found) as writer:
+        if on_start is not None:
+            on_start(writer.path)
         loaded = writer.load_checkpoint()
         writer.truncate_after(loaded[0] if loaded else -1)
-        return _go(store, writer, setup, Run(folder).record.label, quiet, console, 1, 1, loaded)
-
-
-def _start(
-    store: RunStore, spec: RunSpec, quiet: bool, console: Console | None, number: int, count: int
-) -> Run:
-    setup = prepare(spec.scenario)
-    with store.create(spec) as writer:
-        return _go(store, writer, setup, spec.label, quiet, console, number, count, None)
+        return _go(store, writer, setup, Run(folder).record.label, quiet, console, loaded=loaded)
 
 
 def _go(
@@ -103,13 +159,15 @@ def _go(
     writer: RunWriter,
     setup: Setup,
     label: str,
-    no_progress: bool,
+    quiet: bool,
     console: Console | None,
-    number: int,
-    count: int,
-    loaded: object,
+    number: int = 1,
+    count: int = 1,
+    loaded: object = None,
 ) -> Run:
     """Loops to the end and writes what the run leaves behind."""
+    from rich.console import Console
+
     silence_flower()
     writer.record_engine(setup.plan())
     evaluate = setup.scenario.evaluate
@@ -126,8 +184,7 @@ def _go(
         with Progress(
             setup.scenario.rounds,
             label,
-            console=console,
-            plain=no_progress,
+            console=console or Console(stderr=True, quiet=quiet),
             run=number,
             runs=count,
             start=loaded[0] if isinstance(loaded, tuple) else 0,
@@ -155,4 +212,3 @@ def _go(
     finally:
         grid.close()
     return store.open(writer.id)
-

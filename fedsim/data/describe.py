@@ -11,6 +11,9 @@ from fedsim.data.examples import Array, FederatedData
 if TYPE_CHECKING:
     import pandas as pd
 
+CLIENT_COLUMNS = ("client", "rows", "holdout", "weight")
+"""The columns of `describe` for any data; those of the targets come after them."""
+
 
 def describe(data: FederatedData) -> pd.DataFrame:
     """Returns a DataFrame with one row per client.

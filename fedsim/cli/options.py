@@ -1,0 +1,82 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Scenarios = Annotated[
+    list[str], typer.Argument(metavar="SCENARIO.yaml…", help="Scenario files.", show_default=False)
+]
+ScenarioFile = Annotated[
+    str, typer.Argument(metavar="SCENARIO.yaml", help="Scenario file.", show_default=False)
+]
+RunId = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN_ID", help="A run's id, the beginning of one, or latest.", show_default=False
+    ),
+]
+RunIds = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN_ID…", help="Ids of runs, beginnings of ids, or latest.", show_default=False
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD.PATH=VALUE",
+        help="Replace a value of the scenario; may be given several times.",
+        show_default=False,
+    ),
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        "--seeds", metavar="0,1,2", help="One run for each seed instead of the scenario's."
+    ),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option("--engine", metavar="NAME", help="Engine to run on instead of the scenario's."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Folder of runs; $FEDSIM_RUNS if left out, else runs.",
+        show_default=False,
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document; progress goes to standard error.")
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="No progress and no tables: only the ids of the runs, one a line."
+    ),
+]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Write neither report.html nor plots.")]
+
+
+def overrides_of(
+    overrides: list[str] | None, seeds: str | None = None, engine: str | None = None
+) -> list[str]:
+    """Returns all overrides in the form that Scenario.load takes."""
+    found = list(overrides or ())
+    if seeds is not None:
+        numbers = [part.strip() for part in seeds.split(",")]
+        if not all(number.isdecimal() for number in numbers):
+            raise typer.BadParameter(
+                f"{seeds!r} is not a list of whole numbers such as 0,1,2", param_hint="--seeds"
+            )
+        found.append(f"seeds=[{', '.join(str(int(number)) for number in numbers)}]")
+    if engine is not None:
+        found.append(f"engine.name={engine}")
+    return found

@@ -1,0 +1,144 @@
+"""What the commands print: tables on standard output, progress on standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from fedsim.runs import Run
+
+PIPE_WIDTH = 160
+"""Columns of a table that is not printed to a terminal, unless $COLUMNS says otherwise."""
+
+
+def console() -> Console:
+    """Returns the console for results."""
+    wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
+    return Console(width=wide, highlight=False, soft_wrap=False)
+
+
+def progress_console(quiet: bool) -> Console:
+    """Returns the console for progress."""
+    return Console(stderr=True, quiet=quiet)
+
+
+def print_json(document: object) -> None:
+    """Prints one strict JSON document: NaN and infinities become null."""
+    sys.stdout.write(json.dumps(plain(document), indent=2, allow_nan=False) + "\n")
+
+
+def plain(value: object) -> object:
+    """Returns a value as strict JSON can hold it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | int):
+        return value
+    return str(value)
+
+
+def run_document(run: Run) -> dict[str, Any]:
+    """Returns what `--json` tells of a run."""
+    record, summary = run.record, run.summary
+    return {
+        "id": run.id,
+        "path": str(run.path),
+        "scenario": record.name,
+        "label": record.label,
+        "group": record.group,
+        "seed": record.seed,
+        "settings": record.settings,
+        "status": run.status,
+        "started": record.created,
+        "rounds": record.rounds,
+        "round": summary.get("round"),
+        "seconds": summary.get("seconds", record.seconds),
+        "metrics": summary.get("metrics", {}),
+        "totals": summary.get("totals", {}),
+        "posterior": summary.get("posterior"),
+        "early_stop": summary.get("early_stop"),
+        "error": summary.get("error"),
+    }
+
+
+def print_tables(runs: Sequence[Run], to: Console) -> None:
+    """Prints final metrics and costs of the runs, side by side."""
+    from fedsim.report.tables import comparison_table, cost_table
+    from fedsim.report.views import views
+
+    seen = views(runs)
+    to.print(comparison_table(seen))
+    to.print(cost_table(seen))
+    for line in _convergence(runs):
+        to.print(line, markup=False)
+
+
+def print_places(runs: Sequence[Run], report: Path | None, out: Path | None, to: Console) -> None:
+    """Prints where the results are and what can be done with them."""
+    to.print("Results", style="bold")
+    for run in runs:
+        note = "" if run.status == "finished" else f"  ({run.status})"
+        to.print(f"  {run.path}{note}", markup=False, soft_wrap=True)
+    if report is not None:
+        to.print("Report", style="bold")
+        to.print(f"  {report}", markup=False, soft_wrap=True)
+    to.print("Next", style="bold")
+    for words, command in _next(runs, out):
+        to.print(f"  {words:22}{command}", markup=False, soft_wrap=True)
+
+
+def command(*words: str, out: Path | None = None) -> str:
+    """Returns a command line that can be pasted into a shell."""
+    where = [] if out is None else ["--out", str(out)]
+    return shlex.join(["fedsim", *words, *where])
+
+
+def _next(runs: Sequence[Run], out: Path | None) -> list[tuple[str, str]]:
+    ids = [run.id for run in runs]
+    lines = [("list all runs", command("runs", out=out))]
+    unfinished = [run for run in runs if run.status != "finished"]
+    lines += [
+        ("continue a failed run", command("resume", run.id, out=out)) for run in unfinished[:1]
+    ]
+    if len(ids) > 1:
+        lines.append(("compare some of them", command("compare", *ids[:2], out=out)))
+    lines.append(("look at one", command("show", ids[0], out=out)))
+    lines.append(("take the numbers", command("export", ids[0], out=out)))
+    return lines
+
+
+def _convergence(runs: Sequence[Run]) -> list[str]:
+    """Returns a line for each sampling run: its R-hat, ESS and distance to a reference."""
+    lines = []
+    for run in runs:
+        posterior = run.summary.get("posterior") or {}
+        words = []
+        for kind in ("predictive logits", "parameters"):
+            found = posterior.get(kind)
+            if found:
+                words.append(
+                    f"{kind}: R-hat ≤ {found['rhat_max']:.3f},"
+                    f" bulk ESS ≥ {found['ess_bulk_min']:.0f}"
+                )
+        reference = posterior.get("reference") or {}
+        if "w2_over_sd" in reference:
+            words.append(
+                f"W2/sd to the {reference['kind']} reference: {reference['w2_over_sd']:.3f}"
+            )
+        if posterior.get("note"):
+            words.append(str(posterior["note"]))
+        if words:
+            lines.append(f"{run.record.label}: {'; '.join(words)}")
+    return lines
