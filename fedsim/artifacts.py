@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.describe import CLIENT_COLUMNS, describe
+from fedsim import reference
 from fedsim.errors import UserError
-from fedsim.metrics import distances
 from fedsim.metrics.posterior import Diagnostics, diagnostics
 from fedsim.runs import Run, RunWriter
 from fedsim.runs.files import write_bytes
@@ -101,7 +101,10 @@ def _posterior(setup: Setup, writer: RunWriter, evaluator: Evaluator) -> dict[st
     except UserError as error:  # ArviZ is an extra: a run without it keeps its draws
         writer.event("no_diagnostics", None, reason=str(error))
         summary["note"] = str(error)
-    summary["reference"] = compare_with_reference(setup, writer, draws)
+    compared = reference.compare(setup, draws)
+    if compared.arrays:
+        _save_npz(writer, REFERENCE, compared.arrays)
+    summary["reference"] = compared.figures
     return summary
 
 
@@ -124,65 +127,13 @@ def _probe_logits(setup: Setup, evaluator: Evaluator, draws: dict[str, Any]) -> 
     dtype = next(iter(setup.arrays.values())).dtype
     rows = [
         evaluator.logits(
-            {name: torch.from_numpy(values[:, i].copy()).to(dtype) for name, values in
-             draws.items()},
+            {
+                name: torch.from_numpy(values[:, i].copy()).to(dtype)
+                for name, values in draws.items()
+            },
             split,
             probes,
         )
         for i in range(count)
     ]
     return np.stack(rows, axis=1)
-
-
-def flat_draws(draws: dict[str, Any]) -> tuple[Floats, list[str]]:
-    """Returns draws as (chains · draws, d) and the names of the d scalars."""
-    from fedsim.metrics.posterior import scalar_names
-
-    columns, names = [], []
-    for name, values in draws.items():
-        columns.append(values.reshape(values.shape[0] * values.shape[1], -1).astype(np.float64))
-        names += scalar_names(name, values.shape[2:])
-    return np.concatenate(columns, axis=1), names
-
-
-def compare_with_reference(
-    setup: Setup, writer: RunWriter, draws: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns the draws' distance to the posterior that posterior.reference names.
-
-    R-hat and ESS cannot see the bias of a federated sampler: only this can.
-    """
-    kind = setup.scenario.posterior.reference
-    if kind == "none":
-        return {"kind": "none", "note": "none was run"}
-    flat, names = flat_draws(draws)
-    if kind == "closed_form":
-        truth = setup.data.truth
-        if not {"mean", "cov"} <= set(truth):
-            raise UserError(f"data {setup.data.info.name} has no closed-form posterior")
-        mean, cov = np.asarray(truth["mean"]), np.asarray(truth["cov"])
-        _save_npz(writer, REFERENCE, {"mean": mean, "cov": cov, "names": np.array(names)})
-        return {"kind": kind, **gaussian_distances(flat, mean, cov)}
-    from fedsim.metrics.nuts import nuts_reference
-
-    reference = nuts_reference(setup)
-    flat_reference = reference.reshape(-1, reference.shape[-1])
-    _save_npz(writer, REFERENCE, {"draws": reference, "names": np.array(names)})
-    w1 = distances.wasserstein1_marginal(flat, flat_reference)
-    return {
-        "kind": "nuts",
-        "w1_over_sd_mean": float(w1.mean()),
-        "w1_over_sd_max": float(w1.max()),
-        **gaussian_distances(flat, flat_reference.mean(0), np.cov(flat_reference.T)),
-    }
-
-
-def gaussian_distances(flat: Floats, mean: Floats, cov: Floats) -> dict[str, float]:
-    """Returns how far the draws' moments are from a mean and covariance, in units of its spread."""
-    own_mean, own_cov = flat.mean(0), np.atleast_2d(np.cov(flat.T))
-    cov = np.atleast_2d(cov)
-    return {
-        "mean_error_over_sd": distances.relative_mean_error(own_mean, mean, cov),
-        "relative_cov_error": distances.relative_cov_error(own_cov, cov),
-        "w2_over_sd": distances.bures_w2(own_mean, own_cov, mean, cov) / np.trace(cov) ** 0.5,
-    }

@@ -14,7 +14,7 @@ import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
-from fedsim import registry
+from fedsim import reference, registry
 from fedsim.clients.base import Client, DirectClient
 from fedsim.data import FederatedData, build_data
 from fedsim.errors import Params, Problem, ScenarioError, UserError
@@ -120,7 +120,7 @@ def prepare(scenario: Scenario) -> Setup:
         check_task(models[0], task, data)
     if found:
         raise ScenarioError([Problem("strategy", reason) for reason in found])
-    return Setup(
+    setup = Setup(
         scenario=scenario,
         seed=seed,
         data=data,
@@ -131,6 +131,10 @@ def prepare(scenario: Scenario) -> Setup:
         arrays=_initial(strategy, models, seed),
         execution=_execution(scenario, models[0]),
     )
+    missing = [Problem("posterior.reference", why) for why in reference.objections(setup)]
+    if missing:
+        raise ScenarioError(missing)
+    return setup
 
 
 _built: dict[tuple[str, str, int], FederatedData] = {}

@@ -168,8 +168,12 @@ class Cohorts:
         plans: Sequence[Plan],
         partitions: Sequence[int],
     ) -> CohortResult:
-        # most steps first, so that those who finish early leave the block from its end
-        order = sorted(range(len(partitions)), key=lambda i: (-plans[i].steps, i))
+        # most steps first, so that those who finish early leave the block from its end; then the
+        # largest, so that whole shards are padded little
+        def effort(i: int) -> tuple[int, int, int]:
+            return -plans[i].steps, -self.shards.n_examples(partitions[i]), i
+
+        order = sorted(range(len(partitions)), key=effort)
         chunk = self._chunk(plans, records, partitions)
         chunks = [order[i : i + chunk] for i in range(0, len(order), chunk)]
         like = _shapes(records, bool(plans[0].chains))
@@ -192,9 +196,7 @@ class Cohorts:
         if kept:
             for i, partition in enumerate(partitions):
                 self.states[partition] = {k: v[i].clone() for k, v in kept.items()}
-        return CohortResult(
-            list(range(len(partitions))), reply.records, _metrics(reply.metrics)
-        )
+        return CohortResult(list(range(len(partitions))), reply.records, _metrics(reply.metrics))
 
     def _chunk(
         self, plans: Sequence[Plan], records: dict[str, Arrays], partitions: Sequence[int]
@@ -308,8 +310,9 @@ class Cohorts:
         """Returns weighted means of the client's per-example metrics over each one's rows."""
         client = self.client
         if isinstance(client, DirectClient):
-            raise RunFailed(f"client {type(client).__name__} does not evaluate; set"
-                            " evaluate.clients_every: 0")
+            raise RunFailed(
+                f"client {type(client).__name__} does not evaluate; set evaluate.clients_every: 0"
+            )
         chains = int(config.get("chains", 0))
         rows = [self.shards.evaluation_rows(p) for p in partitions]
         owner = np.repeat(np.arange(len(partitions)), [len(r) for r in rows])
@@ -335,9 +338,7 @@ class Cohorts:
             with torch.no_grad():
                 if not chains:
                     return [client.evaluate(records, state, batch)]
-                return [
-                    client.evaluate(at(records, q), at(state, q), batch) for q in range(chains)
-                ]
+                return [client.evaluate(at(records, q), at(state, q), batch) for q in range(chains)]
 
         sums: dict[str, np.ndarray[Any, Any]] = {}
         weight_sums = np.zeros(len(partitions))

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fedsim.clients.base import Batch, Client, Inputs, Reply
 from fedsim.grids.lanes import Block
-from fedsim.grids.trace import TraceCache
+from fedsim.grids.trace import Graph, TraceCache, layout, leaves_of, replay
 from fedsim.messages import Arrays
 
 
@@ -81,28 +81,56 @@ def run_mapped(
     state = cache.call(
         (key, "init"), mapped_init, records, states, block.init_batches(), block.scalars(0, count)
     )
+    if block.steps.any():
+        # what init hands through is one tensor for all clients; steps make it one each, and a graph
+        # is kept for each layout
+        state = tree_map(torch.Tensor.contiguous, state)
     finished: list[Any] = []  # states of clients that are done, last clients first
     steps = torch.from_numpy(block.steps).to(block.shards.device)
-    width = count
+    stepper, width = Stepper(cache, state), count
     for s in range(int(block.steps.max())):
         busy = int((block.steps > s).sum())
         if (new_width := _bucket(busy, count)) < width:
-            finished.append(_slice(state, new_width, width))
-            state, width = _slice(state, 0, new_width), new_width
+            finished.append(_slice(stepper.state, new_width, width))
+            stepper, width = Stepper(cache, _slice(stepper.state, 0, new_width)), new_width
         function, name = (mapped_step, "step") if busy == width else (mapped_masked, "masked")
-        state = cache.call(
-            (key, name),
-            function,
-            state,
-            steps[:width] > s,
-            block.batches(s, width),
-            block.noise(s, width),
-            block.scalars(s, width),
-        )
+        active = steps[:width] > s
+        inputs = (block.batches(s, width), block.noise(s, width), block.scalars(s, width))
+        stepper.advance((key, name), function, active, *inputs)
+    state = stepper.state
     if finished:
         state = tree_map(lambda *parts: torch.cat(parts), state, *reversed(finished))
     reply, client_states = cache.call((key, "finish"), mapped_finish, state)
     return reply, client_states
+
+
+class Stepper:
+    """Advances a state by a graph, as leaves: building the tree at each step would cost as much.
+
+    Shapes and structures of the inputs must not change during a stepper's life.
+    """
+
+    def __init__(self, cache: TraceCache, state: Any) -> None:
+        self._cache = cache
+        self._leaves, self._spec = tree_flatten(state)
+        self._key: object = None
+        self._graph: Graph | None = None
+
+    @property
+    def state(self) -> Any:
+        """The state as a tree."""
+        return tree_unflatten(self._leaves, self._spec)
+
+    def advance(self, key: object, function: Any, *inputs: Any) -> None:
+        """Replaces the state by function(state, *inputs)."""
+        if self._graph is None or key != self._key:
+            self._graph = self._cache.graph(key, function, self.state, *inputs)
+            self._key = key
+        before = layout(self._leaves) if self._cache.enabled else ()
+        with torch.no_grad():
+            self._leaves = replay(self._graph, self._leaves + leaves_of(inputs))
+        if self._cache.enabled and layout(self._leaves) != before:
+            self._graph = None  # a graph is for one layout
 
 
 def _bucket(busy: int, count: int) -> int:
@@ -143,16 +171,15 @@ def run_one(
 
     scalars = at(block.scalars(0, 1), 0)
     state = cache.call((key, "init"), init, records, states, own(block.init_batches()), scalars)
+    stepper = Stepper(cache, state)
     for s in range(int(block.steps[0])):
-        state = cache.call(
-            (key, "step"),
-            step,
-            state,
+        inputs = (
             own(block.batches(s, 1)),
             own_noise(block.noise(s, 1)),
             at(block.scalars(s, 1), 0),
         )
-    return cache.call((key, "finish"), client.finish, state)  # type: ignore[no-any-return]
+        stepper.advance((key, "step"), step, *inputs)
+    return cache.call((key, "finish"), client.finish, stepper.state)  # type: ignore[no-any-return]
 
 
 def at(tree: Any, index: int) -> Any:

@@ -143,9 +143,7 @@ class InlineGrid(Grid):
             answers.append(replies)
         return answers[0] if len(answers) == 1 else [m for group in answers for m in group]
 
-    def _cohort(
-        self, content: RecordDict, message_type: str, node_ids: Sequence[int]
-    ) -> Replies:
+    def _cohort(self, content: RecordDict, message_type: str, node_ids: Sequence[int]) -> Replies:
         assert isinstance(self._clients, Cohorts)
         node_ids = sorted(node_ids)  # the order of the messages must not matter
         known = [n for n in node_ids if n in self.get_node_ids()]

@@ -92,9 +92,9 @@ class Block:
         }
         self._rows = self._draw_rows()
         self._spare = self._padding_rows()
-        self._full_batch = self._gather(self._rows[..., 0, :]) if self.full else None
+        self._full_batch = self._resident() if self.full else None
         self._noise: dict[str, Arrays] = {}
-        self._scalars = self._stack_scalars()
+        self._scalars = {name: v.unbind(1) for name, v in self._stack_scalars().items()}
 
     def _draw_rows(self) -> np.ndarray[Any, Any]:
         """Returns (C[, Q], minibatches, size) rows of the table; −1 pads."""
@@ -135,6 +135,12 @@ class Block:
             n / mask.sum(-1).clamp_min(1).to(weight.dtype),
         )
 
+    def _resident(self) -> Batch:
+        """Returns the clients' whole shards, which stay on the device from round to round."""
+        return self.shards.resident(
+            tuple(self.partitions), lambda: self._gather(self._rows[..., 0, :])
+        )
+
     def _padding_rows(self) -> Tensor:
         """Returns (C,) rows that stand where there are none: each client's own first row.
 
@@ -168,7 +174,9 @@ class Block:
 
     def scalars(self, step: int, active: int) -> dict[str, Tensor]:
         """Returns each scalar at `step` as (active,)."""
-        return {name: values[:active, step] for name, values in self._scalars.items()}
+        if active == len(self.plans):
+            return {name: values[step] for name, values in self._scalars.items()}
+        return {name: values[step][:active] for name, values in self._scalars.items()}
 
     def init_batches(self) -> tuple[Batch, ...]:
         """Returns the minibatches of `init`."""

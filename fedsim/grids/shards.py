@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -10,6 +12,16 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from fedsim.data import Examples, FederatedData
+
+
+RESIDENT_BYTES = 2**28
+"""Of gathered shards that are kept between rounds, beside the table itself."""
+
+B = TypeVar("B", bound=tuple[Tensor, ...])
+
+
+def _bytes(kept: Iterable[tuple[Tensor, ...]]) -> int:
+    return sum(t.numel() * t.element_size() for batch in kept for t in batch)
 
 
 def to_tensor(values: np.ndarray[Any, Any], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -44,8 +56,26 @@ class Shards:
         holdouts = data.holdouts or ()
         self._holdouts = [np.asarray(rows, np.int64) for rows in holdouts]
 
+        self._resident: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
+        self._lock = threading.Lock()
+
     def __len__(self) -> int:
         return len(self._rows)
+
+    def resident(self, partitions: tuple[int, ...], gather: Callable[[], B]) -> B:
+        """Returns what gather() returns, a NamedTuple of tensors, kept for the next round.
+
+        The oldest are dropped beyond RESIDENT_BYTES in all.
+        """
+        with self._lock:
+            found = self._resident.get(partitions)
+        if found is None:
+            found = gather()
+            with self._lock:
+                self._resident[partitions] = found
+                while _bytes(self._resident.values()) > RESIDENT_BYTES and len(self._resident) > 1:
+                    self._resident.pop(next(iter(self._resident)))
+        return cast(B, found)
 
     def rows(self, partition: int) -> np.ndarray[Any, Any]:
         """Returns the rows that the partition trains on."""

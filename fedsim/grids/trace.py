@@ -13,9 +13,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
+
+Graph = Callable[..., list[Tensor]]
+"""From the leaves of the arguments to the leaves of the result."""
+
+_aten = torch.ops.aten
+
+_RESHAPES = frozenset(
+    {_aten.view.default, _aten._unsafe_view.default, _aten.expand.default, _aten.detach.default,
+     _aten.alias.default, _aten.permute.default, _aten.t.default, _aten.transpose.int}
+)  # fmt: skip
 
 
 class TraceCache:
@@ -24,7 +34,7 @@ class TraceCache:
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
         self.seconds = 0.0
-        self._graphs: dict[object, tuple[Callable[..., Any], list[Any]]] = {}
+        self._graphs: dict[object, tuple[Graph, Any]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -38,22 +48,43 @@ class TraceCache:
         with torch.no_grad():
             if not self.enabled:
                 return function(*args)
-            leaves, spec = pytree.tree_flatten(args)
-            shapes = tuple((leaf.shape, leaf.dtype, _layout(leaf)) for leaf in leaves)
-            full_key = (key, str(spec), shapes)
-            found = self._graphs.get(full_key)
-            if found is None:
-                found = self._trace(full_key, function, leaves, spec)
-            graph, out_spec = found
-            return pytree.tree_unflatten(graph(*leaves), out_spec[0])
+            graph, out_spec = self._find(key, function, args)
+            return pytree.tree_unflatten(replay(graph, leaves_of(args)), out_spec)
+
+    def graph(self, key: object, function: Callable[..., Any], *args: Any) -> Graph:
+        """Returns what maps the leaves of args to the leaves of function(*args)."""
+        if self.enabled:
+            return self._find(key, function, args)[0]
+        spec = pytree.tree_structure(args)
+
+        def eager(*leaves: Tensor) -> list[Tensor]:
+            return leaves_of(function(*pytree.tree_unflatten(list(leaves), spec)))
+
+        return eager
+
+    def _find(
+        self, key: object, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> tuple[Graph, Any]:
+        form: list[object] = []
+        leaves: list[Tensor] = []
+        _flatten(args, leaves, form)
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        full_key = (key, tuple(form), shapes, layout(leaves))
+        found = self._graphs.get(full_key)
+        return found or self._trace(full_key, function, args, leaves)
 
     def _trace(
-        self, key: object, function: Callable[..., Any], leaves: list[Tensor], spec: Any
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        with self._lock:
+        self,
+        key: object,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        leaves: list[Tensor],
+    ) -> tuple[Graph, Any]:
+        with self._lock, torch.no_grad():
             if key in self._graphs:
                 return self._graphs[key]
             start = time.perf_counter()
+            spec = pytree.tree_structure(args)
             out_spec: list[Any] = []
 
             def flat(*inputs: Tensor) -> list[Tensor]:
@@ -66,16 +97,64 @@ class TraceCache:
             inputs = [leaf.detach() for leaf in leaves]
             flat(*inputs)  # whatever is made once (a thread's copy of the model) is made outside
             graph = make_fx(flat)(*inputs)
-            graph.graph.eliminate_dead_code()
-            graph.recompile()
-            self._graphs[key] = (graph, out_spec)
+            _drop_no_ops(graph)
+            self._graphs[key] = (graph, out_spec[0])
             self.seconds += time.perf_counter() - start
             return self._graphs[key]
 
 
-def _layout(leaf: Tensor) -> tuple[int, ...] | None:
+def replay(graph: Graph, leaves: list[Tensor]) -> list[Tensor]:
+    """Returns graph(*leaves), computed below autograd: gradients are explicit in a graph."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return graph(*leaves)
+
+
+def layout(leaves: list[Tensor]) -> tuple[tuple[int, ...] | None, ...]:
     """Returns the strides that a graph has baked in, as it takes views; None where none can fail.
 
     A reshape is recorded as the view that it was for the tensors it was traced with.
     """
-    return None if leaf.ndim < 2 else leaf.stride()
+    return tuple(None if leaf.ndim < 2 else leaf.stride() for leaf in leaves)
+
+
+def leaves_of(tree: Any) -> list[Tensor]:
+    """Returns the tensors of nested dicts and tuples, in torch's pytree order but faster."""
+    leaves: list[Tensor] = []
+    _flatten(tree, leaves, None)
+    return leaves
+
+
+def _flatten(tree: Any, leaves: list[Tensor], form: list[object] | None) -> None:
+    """Appends the tree's tensors to leaves and, to form, what tells its structure."""
+    if isinstance(tree, Tensor):
+        leaves.append(tree)
+    elif isinstance(tree, dict):
+        if form is not None:
+            form.append(tuple(tree))
+        for value in tree.values():
+            _flatten(value, leaves, form)
+    elif isinstance(tree, (tuple, list)):
+        if form is not None:
+            form.append((type(tree), len(tree)))
+        for value in tree:
+            _flatten(value, leaves, form)
+    else:  # a type that only torch's pytree knows
+        found, spec = pytree.tree_flatten(tree)
+        leaves += found
+        if form is not None:
+            form.append(str(spec))
+
+
+def _drop_no_ops(module: fx.GraphModule) -> None:
+    """Removes reshapes to the same shape and strides, which vmap and autograd leave behind."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target not in _RESHAPES:
+            continue
+        before, after = node.args[0].meta.get("val"), node.meta.get("val")
+        if before is None or after is None:
+            continue
+        if before.shape == after.shape and before.stride() == after.stride():
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()

@@ -37,6 +37,12 @@ class ClassificationParams(Params):
     name: Literal["classification"] = "classification"
 
 
+class BinaryParams(Params):
+    """Two classes, one logit: logistic regression's usual form. Needs a model of one output."""
+
+    name: Literal["binary"] = "binary"
+
+
 class RegressionParams(Params):
     """Real targets with Gaussian noise; the loss is the Gaussian negative log-likelihood."""
 
@@ -68,6 +74,7 @@ class CustomTaskParams(Params):
 
 TASKS: dict[str, type[Params]] = {
     "classification": ClassificationParams,
+    "binary": BinaryParams,
     "regression": RegressionParams,
     "potential": PotentialParams,
     "custom": CustomTaskParams,
@@ -80,6 +87,22 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _correct(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(-1) == targets).to(outputs.dtype)
+
+
+def _binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    logits = outputs.reshape(targets.shape)
+    return functional.binary_cross_entropy_with_logits(
+        logits, targets.to(logits.dtype), reduction="none"
+    )
+
+
+def _same_side(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs.reshape(targets.shape) > 0) == (targets > 0)).to(outputs.dtype)
+
+
+def _two_probabilities(outputs: Tensor) -> Tensor:
+    positive = torch.sigmoid(outputs.reshape(-1))
+    return torch.stack([1 - positive, positive], dim=-1)
 
 
 def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -95,6 +118,10 @@ def build_task(params: Params) -> Task:
             {"accuracy": _correct},
             "class",
             lambda outputs: torch.softmax(outputs, -1),
+        )
+    if isinstance(params, BinaryParams):
+        return Task(
+            "binary", _binary_cross_entropy, {"accuracy": _same_side}, "class", _two_probabilities
         )
     if isinstance(params, RegressionParams):
         sd = params.noise_sd

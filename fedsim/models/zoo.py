@@ -31,6 +31,9 @@ class LinearParams(Params):
     """A linear map of the flattened input."""
 
     name: Literal["linear"] = "linear"
+    outputs: int | None = Field(
+        None, ge=1, description="Number of outputs; empty: one for each class, or one."
+    )
     bias: bool = Field(True, description="Whether there is an intercept.")
 
 
@@ -121,7 +124,8 @@ def build_model(params: Params, info: DataInfo, seed: int, dtype: torch.dtype) -
 def _module(params: Params, info: DataInfo, outputs: int) -> nn.Module:
     features = int(torch.Size(info.input_shape).numel())
     if isinstance(params, LinearParams):
-        return nn.Sequential(nn.Flatten(), nn.Linear(features, outputs, bias=params.bias))
+        width = params.outputs or outputs
+        return nn.Sequential(nn.Flatten(), nn.Linear(features, width, bias=params.bias))
     if isinstance(params, SoftmaxParams):
         if info.num_classes is None:
             raise UserError(f"model softmax needs classes, but {info.name} has none; try linear")
