@@ -18,11 +18,12 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
 
 from fedsim.errors import RunFailed
+from fedsim.grids.inline import partition_of
 from fedsim.messages import Arrays, Broadcast, Replies, to_record, to_tensors
 from fedsim.random import seeded_globals
 from fedsim.server.check import Checked, check_replies, finite
 from fedsim.server.evaluation import Evaluator
-from fedsim.strategies.base import Exchange, Strategy
+from fedsim.strategies.base import Exchange, ReplySchema, Strategy
 from fedsim.strategies.flower import exchanges_of, load_strategy_state, strategy_state
 
 Metrics = dict[str, float]
@@ -224,7 +225,8 @@ class RoundLoop:
                 nodes={str(node): reason for node, reason in reasons.items()},
             )
             first = checked.failures[0]
-            where = f"round {server_round}, {message_type}: node {first.node_id}: {first.reason}"
+            client = f"client {partition_of(first.node_id)} (node {first.node_id})"
+            where = f"round {server_round}, {message_type}: {client}: {first.reason}"
             if self.config.on_bad_reply == "fail":
                 raise RunFailed(f"{where} (on_bad_reply: fail)")
             if checked.good < self.config.quorum * asked:
@@ -266,13 +268,9 @@ class RoundLoop:
         replies = self.grid.send_and_receive(messages)
         asked = _nodes(messages)
         self._count_traffic(messages, replies, len(asked))
-        from fedsim.strategies.base import ReplySchema
-
         checked = check_replies(replies, asked, ReplySchema({}), record)
         self._report_failures(server_round, "evaluate", checked, len(asked))
         if isinstance(checked.replies, Replies):
-            from fedsim.grids.inline import partition_of
-
             self.recorder.log_client_metrics(
                 server_round,
                 "client",

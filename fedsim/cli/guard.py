@@ -31,6 +31,12 @@ def execute(arguments: Sequence[str], interrupts: Interrupts | None = None) -> i
     except BrokenPipeError:
         _drop_output()
         return BROKEN_PIPE
+    except SystemExit as error:
+        # How click and rich take a broken pipe.
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        _drop_output()
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         if interrupts is not None:
             interrupts.end()

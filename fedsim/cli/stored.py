@@ -49,7 +49,7 @@ def runs(
         return
     metrics = headline(found)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("run", overflow="fold")
+    table.add_column("run", no_wrap=True)
     table.add_column("label", overflow="fold")
     for name in ("seed", "status", "round", "seconds", *metrics):
         table.add_column(name, justify="left" if name == "status" else "right")
@@ -78,7 +78,7 @@ def show(run_id: options.RunId, out: options.Out = None, as_json: options.Json =
         "scenario": f"{document['scenario']}, {document['label']}, seed {document['seed']}",
         "status": str(document["status"]),
         "error": str(document["error"] or ""),
-        "rounds": f"{_blank(document['round'])} of {document['rounds']}",
+        "rounds": f"{_last_round(run, document['round'])} of {document['rounds']}",
         "time": "" if document["seconds"] is None else sense.duration(document["seconds"]),
         "folder": str(run.path),
         "artifacts": ", ".join(document["artifacts"]),
@@ -198,8 +198,10 @@ def _flags(posterior: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _blank(value: object) -> str:
-    return "?" if value is None else str(value)
+def _last_round(run: Run, known: int | None) -> int:
+    """Returns the last round that a run has logged, which a summary knows when there is one."""
+    rounds = run.metrics["round"]
+    return known if known is not None else int(rounds.max()) if len(rounds) else 0
 
 
 def _text(value: object) -> Any:

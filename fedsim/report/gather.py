@@ -15,13 +15,13 @@ from fedsim.artifacts import (
     PARTITION,
     PREDICTIONS,
     REFERENCE,
-    flat_draws,
     read_class_counts,
 )
 from fedsim.errors import UserError
 from fedsim.metrics import classification
 from fedsim.metrics.posterior import diagnostics
 from fedsim.random import generator
+from fedsim.reference import flat_draws
 from fedsim.report.content import PosteriorResult, ReferenceResult, ReportInput
 from fedsim.report.views import View, views
 

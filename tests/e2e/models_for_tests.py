@@ -1,0 +1,63 @@
+"""Models, losses and clients that scenarios of the tests name by import path."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.data import DataInfo
+
+
+class Clock(nn.Module):
+    """Logits of a linear map; their last column counts the steps taken, and spoils marked rows.
+
+    Under `clock_loss` the clock gains one learning rate a step. Where it has passed `limit`, the
+    logits of rows whose second feature is positive are NaN.
+    """
+
+    def __init__(self, features: int, classes: int, limit: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, classes)
+        self.clock = nn.Parameter(torch.zeros(1))
+        self.limit = limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (n, classes + 1)."""
+        marked = (x[:, 1] > 0) & (self.clock > self.limit)
+        logits = torch.where(marked[:, None], torch.nan, self.linear(x))
+        return torch.cat([logits, self.clock.expand(len(x), 1)], dim=1)
+
+
+def clock(info: DataInfo, limit: float) -> nn.Module:
+    """Returns a Clock for the data."""
+    return Clock(info.input_shape[0], info.num_classes or 1, limit)
+
+
+def clock_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy, minus the clock: its gradient is −1."""
+    logits = outputs[:, :-1]
+    return nn.functional.cross_entropy(logits, targets, reduction="none") - outputs[:, -1]
+
+
+class Stuck(nn.Module):
+    """Computes for minutes in one torch operation where it is given many rows."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns (n, classes)."""
+        if len(x) > 100:
+            torch.linalg.svd(torch.ones(5000, 5000) + torch.eye(5000))
+        return self.linear(x.flatten(1))
+
+
+def stuck(info: DataInfo) -> nn.Module:
+    """Returns a Stuck for the data."""
+    return Stuck(torch.Size(info.input_shape).numel(), info.num_classes or 1)
+
+
+def mean_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Wrong: one value for all examples."""
+    return nn.functional.cross_entropy(outputs, targets)
