@@ -121,17 +121,28 @@ class FunctionalModel:
         state = torch.get_rng_state()
         try:
             with torch.no_grad():
+                version = example._version
                 self.module(example)
+                changed = example._version != version
                 repeated = [
                     name
                     for name, layer in self.module.named_modules()
                     if isinstance(layer, KeyedDropout) and layer.calls > 1
                 ]
+                # some layers draw for negative inputs only
+                source = torch.Generator().manual_seed(0)
+                self.module(torch.randn((8, *example.shape[1:]), generator=source).to(example))
         except Exception as error:  # the user's module may raise anything
             raise UserError(
                 f"the model does not take an input of shape {tuple(example.shape)}:"
                 f" {type(error).__name__}: {error}"
             ) from error
+        if changed:
+            raise UserError(
+                "the model changes its input in place; the clients' rows stay in memory and would"
+                " change from step to step: use x = x / 255 instead of x /= 255, and no"
+                " inplace=True on the first layer"
+            )
         if repeated:
             raise UserError(
                 f"dropout layer {repeated[0]!r} is used more than once in the forward pass; make"
