@@ -26,6 +26,8 @@ def execute(arguments: Sequence[str], interrupts: Interrupts | None = None) -> i
     debug = "--debug" in arguments or os.environ.get("FEDSIM_DEBUG", "") not in ("", "0")
     try:
         status = _run(list(arguments))
+        if interrupts is not None and interrupts.signal:
+            interrupts.end()  # typer makes an exit status of it
         sys.stdout.flush()
         return status
     except BrokenPipeError:
