@@ -120,8 +120,8 @@ def _why(message: Message, schema: ReplySchema, arrays: ArrayRecord) -> str | No
             try:
                 if not bool(finite(_tensor(array)[None])[0]):
                     return f"NaN or Inf in array {record}/{name}"
-            except (ValueError, TypeError) as error:
-                return f"array {record}/{name} cannot be read: {error}"
+            except Exception as error:  # bytes from elsewhere may break a decoder in any way
+                return f"array {record}/{name} cannot be read: {type(error).__name__}: {error}"
     for name, value in metrics.items():
         if not bool(torch.as_tensor(value, dtype=torch.float64).isfinite().all()):
             return f"NaN or Inf in metric {name}"
@@ -134,6 +134,8 @@ def _tensor(array: Array) -> Tensor:
     tensor = array.tensor if isinstance(array, TensorArray) else to_tensor(array)
     if tuple(tensor.shape) != tuple(array.shape):
         raise ValueError(f"its bytes have shape {tuple(tensor.shape)}, announced {array.shape}")
+    if str(tensor.dtype) != f"torch.{array.dtype}":
+        raise ValueError(f"its bytes are {tensor.dtype}, announced {array.dtype}")
     return tensor
 
 
