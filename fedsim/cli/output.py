@@ -128,9 +128,10 @@ def _convergence(runs: Sequence[Run]) -> list[str]:
         for kind in ("predictive logits", "parameters"):
             found = posterior.get(kind)
             if found:
+                note = " (not converged)" if found["flags"] else ""
                 words.append(
                     f"{kind}: R-hat ≤ {found['rhat_max']:.3f},"
-                    f" bulk ESS ≥ {found['ess_bulk_min']:.0f}"
+                    f" bulk ESS ≥ {found['ess_bulk_min']:.0f}{note}"
                 )
         reference = posterior.get("reference") or {}
         if "w2_over_sd" in reference:

@@ -298,7 +298,8 @@ def _record(run_id: str, spec: RunSpecLike) -> record.Record:
 
 def _slug(spec: RunSpecLike) -> str:
     name, group = (_words(text) for text in (spec.scenario.name, spec.group))
-    stem = name if group in name else f"{name}-{group}"
+    longer = max(name, group, key=len)
+    stem = longer if name in group or group in name else f"{name}-{group}"
     return stem[:_SLUG].strip("-") or "run"
 
 

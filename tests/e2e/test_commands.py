@@ -80,7 +80,7 @@ def test_three_methods_are_compared_and_stored_runs_again(fedsim: Command) -> No
     for label in ("averaging", "adaptive", "sampling"):
         assert label in result.out
     assert "R-hat" in result.out
-    ids = RunStore().ids()
+    ids = RunStore().list()["id"].tolist()
     again = fedsim("compare", *ids)
     assert again.status == 0
     table = result.out.partition("Cost of one run")[0]

@@ -1,0 +1,214 @@
+"""The documentation does what it says: its files are written and its commands are run.
+
+A fenced block whose first line is a comment with a file's name is that file, `NAME, continued`
+appends to it, and the lines of a bash block are commands. Everything happens in an empty folder, in
+the order of the page.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedsim import RunStore, Scenario
+from tests.e2e.conftest import Command, Result
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+WALKTHROUGHS = (
+    "getting-started.md",
+    "bring-your-own-data.md",
+    "bring-your-own-model.md",
+    "flower.md",
+    "adding-a-method.md",
+)
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NAME = re.compile(r"# ([\w-]+\.(?:yaml|py))(, continued)?\n")
+
+QUICK = {
+    "fedsim run sweep.yaml --seeds 0,1": "fedsim run sweep.yaml --seeds 0,1 --set rounds=1",
+    # The demo and the main experiment take minutes; here they are only checked.
+    "fedsim demo": "fedsim check {package}/demo.yaml",
+}
+LONG = "fedsim run scenarios/"
+
+
+class Page:
+    """A page that is followed in the current folder; `results` are those of its commands."""
+
+    def __init__(self, path: Path, fedsim: Command) -> None:
+        self.text = path.read_text(encoding="utf-8")
+        self.fedsim = fedsim
+        self.results: dict[str, Result] = {}
+
+    def follow(self) -> None:
+        """Writes every file and runs every command of the page."""
+        for language, body in FENCE.findall(self.text):
+            if language == "bash":
+                for line in body.splitlines():
+                    self._run(line)
+            elif language in ("yaml", "python"):
+                self._write(body)
+            else:
+                assert language in ("text", "toml"), f"what is a {language} block?"
+
+    def _write(self, body: str) -> None:
+        named = NAME.match(body)
+        assert named, f"a block that nobody runs:\n{body}"
+        path = Path(named[1])
+        text = body[named.end() :]
+        path.write_text(path.read_text() + text if named[2] else text)
+        if path.suffix == ".py" and path.stem in sys.modules:
+            del sys.modules[path.stem]  # of another test's folder
+
+    def _run(self, line: str) -> None:
+        words = shlex.split(line, comments=True)
+        while words and words[0] == "PYTHONPATH=.":
+            words = words[1:]
+        if not words or words[0] in ("make", "pip", "git", "cd"):
+            return
+        if words[0] == "python":
+            runpy.run_path(words[1])
+            return
+        if words[0] == "cp":
+            shutil.copy(*words[1:])
+            return
+        assert words[0] == "fedsim", f"a command that nobody runs: {line}"
+        shown = shlex.join(words)
+        if shown.startswith(LONG):
+            assert (ROOT / words[2]).is_file()
+            return
+        words = shlex.split(QUICK.get(shown, shown).format(package=ROOT / "fedsim"))
+        if words[1] == "run":
+            words.append("--no-report")
+        result = self.fedsim(*words[1:])
+        assert result.status == 0, f"{line}\n{result.out}{result.err}"
+        self.results[shown] = result
+
+
+Follow = Callable[[Path], Page]
+
+
+@pytest.fixture
+def follow(fedsim: Command, monkeypatch: pytest.MonkeyPatch) -> Iterator[Follow]:
+    """Follows a page in an empty folder from which modules can be imported."""
+    monkeypatch.syspath_prepend(Path.cwd())
+    before = set(sys.modules)
+
+    def at(path: Path) -> Page:
+        page = Page(path, fedsim)
+        page.follow()
+        return page
+
+    yield at
+    for name in set(sys.modules) - before:
+        if Path(f"{name}.py").is_file():
+            del sys.modules[name]
+
+
+def final(name: str) -> dict[str, float]:
+    """Returns the last metrics of the newest run of a scenario."""
+    store = RunStore()
+    runs = store.list()
+    newest = runs[runs["name"] == name].iloc[-1]
+    metrics: dict[str, float] = store.open(newest["id"]).summary["metrics"]
+    return metrics
+
+
+def test_getting_started(follow: Follow) -> None:
+    page = follow(DOCS / "getting-started.md")
+    runs = RunStore().list()
+    assert len(runs[runs["name"] == "first"]) >= 12 + 2 + 1  # the sweep copies the name
+    assert Path("first-data.png").is_file()
+    assert "R-hat is above" in page.results["fedsim show latest"].out
+    assert Path("first.csv").read_text().startswith("round,split,name,value")
+    assert final("posterior")["test.accuracy"] > 0.8
+
+
+def test_getting_started_shows_what_is_printed(follow: Follow, fedsim: Command) -> None:
+    """The example of mistakes is what the command prints."""
+    page = follow(DOCS / "getting-started.md")
+    (shown,) = (b for language, b in FENCE.findall(page.text) if language == "text")
+    command, _, expected = shown.partition("\n")
+    result = fedsim(*shlex.split(command.removeprefix("$ fedsim")))
+    assert result.status == 2
+    assert result.err.strip() == expected.strip()
+
+
+def test_bring_your_own_data(follow: Follow) -> None:
+    page = follow(DOCS / "bring-your-own-data.md")
+    assert "400" not in page.results["fedsim data show wards.yaml"].out.split("\n")[0]
+    assert final("wards")["test.accuracy"] > 0.6
+    assert final("pressure")["test.mse"] < 2 * 15**2
+    assert final("images")["test.nll"] < 1.5
+    assert final("moons")["test.accuracy"] > 0.7
+    assert final("hospitals")["test.accuracy"] > 0.7
+
+
+def test_bring_your_own_model(follow: Follow) -> None:
+    follow(DOCS / "bring-your-own-model.md")
+    assert final("focal")["test.top2"] >= final("focal")["test.accuracy"] > 0.6
+    store = RunStore()
+    groups = [store.open(run_id) for run_id in store.list()["id"]]
+    sampled = [run for run in groups if run.scenario["strategy"]["name"] == "fa-hmc"]
+    assert [run.draws()["last.bias"].shape for run in sampled] == [(4, 6, 10)]
+
+
+def test_flower(follow: Follow) -> None:
+    follow(DOCS / "flower.md")
+    runs = RunStore().list()
+    assert list(runs["status"]) == ["finished"] * 6
+    assert final("app")["test.accuracy"] > 0.8
+
+
+def test_adding_a_method(follow: Follow) -> None:
+    page = follow(DOCS / "adding-a-method.md")
+    assert final("median")["test.accuracy"] > 0.5
+    assert final("signs")["test.accuracy"] > 0.5
+    (entry_points,) = (b for language, b in FENCE.findall(page.text) if language == "toml")
+    for group in tomllib.loads(entry_points)["project"]["entry-points"].values():
+        for place in group.values():
+            module, _, name = place.partition(":")
+            assert hasattr(importlib.import_module(module.rpartition(".")[2]), name)
+
+
+def test_readme(follow: Follow) -> None:
+    follow(ROOT / "README.md")
+    assert final("mine")["test.accuracy"] > 0.8
+
+
+def test_every_page_with_commands_is_followed() -> None:
+    followed = {DOCS / name for name in WALKTHROUGHS}
+    with_commands = {
+        path
+        for path in DOCS.rglob("*.md")
+        if "```bash" in path.read_text() and "reference" not in path.relative_to(DOCS).parts
+    }
+    assert with_commands == followed
+
+
+def test_navigation_has_every_page() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    listed = set(re.findall(r"[\w/.-]+\.md", text[text.index("nav:") :]))
+    generated = {"reference/scenario.md"}
+    pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
+    assert listed - generated == pages - generated
+
+
+def test_scenarios_of_the_repository_are_valid() -> None:
+    """Every file in scenarios/ loads and expands; its data is not built."""
+    paths = sorted((ROOT / "scenarios").rglob("*.yaml"))
+    assert paths
+    for path in paths:
+        assert Scenario.load(path).expand(), path
+        assert yaml.safe_load(path.read_text())["name"]
