@@ -63,7 +63,7 @@ SERIES = (
 
 
 class LowPrecision(Params):
-    """Number format, accumulator and friction of a low-precision client."""
+    """Number format and accumulator of a low-precision client."""
 
     accumulator: Literal["full", "low", "variance_corrected"] = Field(
         default="variance_corrected",
@@ -89,8 +89,6 @@ class LowPrecision(Params):
         default="block_floating_point",
         description="Q_G, stochastic: none, the weights' format, or WL-bit block floating point.",
     )
-    friction: float = Field(default=3.0, gt=0, description="γ, per unit of time.")
-    inverse_mass: float = Field(default=2.0, gt=0, description="u, the momentum's variance.")
 
     @model_validator(mode="after")
     def _point_inside_the_word(self) -> LowPrecision:

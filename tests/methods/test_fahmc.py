@@ -454,8 +454,8 @@ def test_divergence_ends_the_run_with_a_sentence() -> None:
         "leapfrog_steps": 10,
     }
     start = np.zeros((CHAINS, 5))
+    strategy = fahmc(control_variate=True, **settings)
     with pytest.raises(RunFailed) as caught:
-        strategy = fahmc(control_variate=True, **settings)
         run(strategy, gaussian_problem(clients), start, 100, trace=True)
     assert re.match(
         r"round \d+: chain \d has diverged \(its root mean square is [\d.e+]+\); a smaller"

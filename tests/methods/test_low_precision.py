@@ -305,5 +305,5 @@ def test_parameters_say_what_is_wrong() -> None:
     assert LowPrecision(gradient_format="same").gradient_format_for(1) == FixedPoint(8, 4)
     with pytest.raises(ValidationError, match="fraction_length must be less than word_length"):
         LowPrecision(word_length=4, fraction_length=4)
-    with pytest.raises(ValidationError, match="friction"):
-        LowPrecision(friction=0.0)
+    with pytest.raises(ValidationError, match="word_length"):
+        LowPrecision(word_length=1, fraction_length=0)
