@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fedsim.data.base import ImageParams, Scale, Source, TableParams
 from fedsim.data.examples import DataInfo, Examples
+from fedsim.errors import UserError
 
 
 class Digits(ImageParams):
@@ -47,18 +48,27 @@ class BreastCancer(TableParams):
         "feature over the training rows. unit: training minimum and maximum become 0 and 1. "
         "none: as measured.",
     )
+    features: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Names of the features to keep, in this order, such as mean texture; empty "
+        "keeps all 30.",
+    )
 
     def load(self, seed: int) -> Source:
         """See DataParams.load."""
         from sklearn.datasets import load_breast_cancer
 
         bunch = load_breast_cancer()
-        info = DataInfo(
-            self.name,
-            (bunch.data.shape[1],),
-            2,
-            "class",
-            tuple(str(name) for name in bunch.feature_names),
-            tuple(str(name) for name in bunch.target_names),
-        )
-        return Source(info, Examples(bunch.data.astype(self.dtype), bunch.target.astype(np.int64)))
+        known = [str(name) for name in bunch.feature_names]
+        kept = known if self.features is None else self.features
+        unknown = [name for name in kept if name not in known]
+        if unknown:
+            raise UserError(
+                f"data.features: breast_cancer has no feature {unknown[0]!r}; there are"
+                f" {', '.join(known)}"
+            )
+        x = bunch.data[:, [known.index(name) for name in kept]].astype(self.dtype)
+        classes = tuple(str(name) for name in bunch.target_names)
+        info = DataInfo(self.name, (len(kept),), 2, "class", tuple(kept), classes)
+        return Source(info, Examples(x, bunch.target.astype(np.int64)))
