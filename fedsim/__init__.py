@@ -12,6 +12,7 @@ used, so that `import fedsim` alone is quick.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from fedsim.runs import Run, RunStore
     from fedsim.scenario import Scenario
     from fedsim.strategies.base import Strategy
+
+# Flower reads these when it is imported, from wherever that is: a simulation must not phone home.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 __version__ = "0.1.0"
 

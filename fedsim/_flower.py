@@ -6,12 +6,6 @@ tests/contract/test_flower.py checks each of them against the installed flwr ver
 from __future__ import annotations
 
 import logging
-import os
-import sys
-
-# Read by flwr when it is imported: a simulation must not phone home.
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from flwr.common.constant import SUPERLINK_NODE_ID, SType
 from flwr.supercore.run import Run
@@ -43,8 +37,3 @@ def set_message_id(message: object, message_id: str) -> None:
 def quiet() -> None:
     """Silences Flower's own log lines: the run's progress and events say the same, better."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
-
-
-def loaded() -> bool:
-    """Says whether flwr has been imported in this process."""
-    return "flwr" in sys.modules
