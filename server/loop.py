@@ -205,10 +205,10 @@ class RoundLoop:
         self._count_traffic(messages, replies, len(asked))
         checked = check_replies(replies, asked, exchange.schema(record), record)
         self._report_failures(server_round, exchange.message_type, checked, len(asked))
+        gradients = _gradients(checked.replies)
         with seeded_globals(self.config.seed, "aggregate", server_round, index):
             new, metrics = exchange.aggregate(server_round, checked.replies)
-        if isinstance(checked.replies, Replies) and "gradients" in checked.replies.metrics:
-            self.state.totals.gradients += float(checked.replies.metrics["gradients"].sum())
+        self.state.totals.gradients += gradients
         return new, metrics, checked
 
     def _report_failures(
@@ -409,6 +409,19 @@ def _like(new: Arrays, old: Arrays, server_round: int) -> Arrays:
         if not bool(finite(tensor[None])[0]):
             raise RunFailed(f"round {server_round}: the aggregate of {name!r} has NaN or Inf")
     return {name: new[name].to(tensor.device, tensor.dtype) for name, tensor in old.items()}
+
+
+def _gradients(replies: Sequence[Message]) -> float:
+    """Returns the sum of the metric "gradients", 0 where it is not reported."""
+    if isinstance(replies, Replies):
+        return float(replies.metrics["gradients"].sum()) if "gradients" in replies.metrics else 0.0
+    found = [
+        record["gradients"]
+        for message in replies
+        for record in message.content.metric_records.values()
+        if "gradients" in record
+    ]
+    return float(sum(value for value in found if isinstance(value, (int, float))))
 
 
 def _nodes(messages: Sequence[Message]) -> list[int]:

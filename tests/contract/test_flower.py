@@ -24,7 +24,7 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.clientapp import ClientApp
-from flwr.clientapp.mod import arrays_size_mod, fixedclipping_mod
+from flwr.clientapp.mod import arrays_size_mod
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -163,10 +163,6 @@ def make_app() -> ClientApp:
         if context.node_config["partition-id"] == 1:
             raise ValueError("not me")
         message.content["config"]["mine"] = 1  # type: ignore[index]
-        return Message(content=message.content, reply_to=message)
-
-    @app.query("clip", mods=[fixedclipping_mod])
-    def clip(message: Message, context: Context) -> Message:
         return Message(content=message.content, reply_to=message)
 
     @app.query("nothing")
