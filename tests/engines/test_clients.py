@@ -179,6 +179,21 @@ def test_every_client_counts_its_rows() -> None:
         assert result.records == {}
 
 
+def test_the_order_of_the_nodes_in_a_message_does_not_matter() -> None:
+    client = sgd(functional(), batch_size=4)
+    grid = grid_of(cohorts(client, federation(), chunk=2))
+    content = make_content({"arrays": client.model.initial()}, {"server-round": 1})
+    sorted_, shuffled = (
+        grid.send_and_receive(Broadcast(content, "train", nodes))
+        for nodes in ([2, 3, 4, 5, 6], [5, 2, 6, 4, 3])
+    )
+    assert isinstance(sorted_, Replies)
+    assert isinstance(shuffled, Replies)
+    assert shuffled.node_ids == sorted_.node_ids == (2, 3, 4, 5, 6)
+    assert same_bits(shuffled.arrays["arrays"], sorted_.arrays["arrays"])
+    assert same_bits(shuffled.metrics, sorted_.metrics)
+
+
 class Histogram(DirectClient):
     """Counts its labels, a random number beside them; remembers how often; fails where told."""
 

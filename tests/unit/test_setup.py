@@ -1,0 +1,116 @@
+"""Everything wrong is found before the run: what `prepare` refuses, and what it builds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fedsim.errors import UserError
+from fedsim.scenario import Scenario
+from fedsim.setup import Setup, prepare
+
+HERE = "tests.unit.test_setup"
+BASE: dict[str, Any] = {
+    "name": "toy",
+    "seed": 0,
+    "rounds": 2,
+    "data": {"name": "digits"},
+    "partition": {"name": "iid", "clients": 4},
+    "model": {"name": "softmax"},
+    "task": {"name": "classification"},
+    "strategy": {"name": "fedavg"},
+}
+
+
+def prepared(**sections: Any) -> Setup:
+    (spec,) = Scenario.from_dict(BASE | sections).expand()
+    return prepare(spec.scenario)
+
+
+def mean_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(outputs, targets)
+
+
+def each(outputs: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(outputs, targets, reduction="none")
+
+
+def hinge(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs[:, 99]
+
+
+SAMPLER = {"name": "fa-hmc", "step_size": 0.01}
+CUSTOM = {"name": "custom", "target": "class"}
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a loss that is averaged": (
+        {"task": CUSTOM | {"loss": f"{HERE}:mean_loss"}},
+        r"task: loss returns shape \(\) for 2 examples.*one value per example",
+    ),
+    "a loss that does not fit the outputs": (
+        {"task": CUSTOM | {"loss": f"{HERE}:hinge"}},
+        "task: loss does not take the model's outputs for digits: IndexError",
+    ),
+    "a metric that is averaged": (
+        {"task": CUSTOM | {"loss": f"{HERE}:each", "metrics": {"m": f"{HERE}:mean_loss"}}},
+        r"task: m returns shape \(\) for 2 examples",
+    ),
+    "a task of another kind": ({"task": {"name": "regression"}}, "does not fit the data digits"),
+    "a client that ignores the sampler": (
+        {"strategy": SAMPLER, "client": {"name": "sgd"}},
+        r"the client does not honour .*step-size",
+    ),
+    "a client that needs a sampler": (
+        {"client": {"name": "fa-hmc"}},
+        "FedAvg does not send .*step-size.*, which the client needs",
+    ),
+    "a strategy of Flower's that nobody serves": (
+        {"strategy": {"name": "FedXgbBagging"}},
+        "XGBoost trees",
+    ),
+    "a strategy that would wait forever": (
+        {"strategy": {"name": "FedAvg", "min_available_nodes": 5}},
+        "waits for 5 nodes",
+    ),
+    "a schedule that torch lacks": (
+        {"client": {"name": "sgd", "schedule": {"name": "Cosine"}}},
+        "no schedule named 'Cosine'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_the_run(name: str) -> None:
+    sections, message = REFUSED[name]
+    with pytest.raises(UserError, match=message) as refused:
+        prepared(**sections)
+    assert refused.value.exit_status == 2
+
+
+def test_every_strategy_of_flower_can_be_named() -> None:
+    setup = prepared(strategy={"name": "FedProx", "proximal_mu": 0.1})
+    assert type(setup.strategy).__name__ == "FedProx"
+    assert type(setup.client).__name__ == "SGD"
+
+
+def test_chains_start_from_models_of_their_own() -> None:
+    setup = prepared(strategy={"name": "fedavg", "chains": 3})
+    alone = prepared()
+    for name, value in setup.arrays.items():
+        assert torch.equal(value[0], alone.arrays[name])
+        assert not torch.equal(value[0], value[1])
+        assert not torch.equal(value[1], value[2])
+    assert setup.chains == 3
+
+
+def test_the_plan_is_a_function_of_the_scenario() -> None:
+    plan = prepared(engine={"threads": 2}).plan()
+    assert plan == prepared(engine={"threads": 2}).plan()
+    assert (plan["path"], plan["threads"], plan["clients"]) == ("mapped", 2, 4)
+    assert plan["why"]
+    assert prepared(engine={"path": "one_by_one"}).plan()["path"] == "one_by_one"
+    assert prepared(model={"name": "cnn"}).plan()["path"] == "one_by_one"
