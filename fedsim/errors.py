@@ -31,7 +31,7 @@ class UserError(FedsimError):
     exit_status = 2
 
 
-class RunFailed(FedsimError):
+class RunFailed(FedsimError):  # noqa: N818
     """A run that had started could not go on; its last good checkpoint remains."""
 
 

@@ -23,7 +23,7 @@ def key(seed: int, purpose: str, *ids: int) -> int:
 
 
 def generator(seed: int, purpose: str, *ids: int) -> np.random.Generator:
-    """Returns the generator of the stream named by `seed`, `purpose` and `ids` (64-bit integers)."""
+    """Returns the generator of the stream named by seed, purpose and ids (64-bit integers)."""
     return np.random.Generator(np.random.Philox(key=key(seed, purpose, *ids)))
 
 
@@ -38,7 +38,7 @@ def seeded_globals(seed: int, purpose: str, *ids: int) -> Iterator[None]:
 
     Flower's strategies sample nodes and draw noise from them.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         random.seed(integer(seed, purpose, *ids))
         np.random.seed(integer(seed, purpose, *ids) % 2**32)  # noqa: NPY002
