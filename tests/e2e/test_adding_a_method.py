@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "adding-a-method.md"
 @pytest.fixture
 def median(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module printed on the page."""
-    (source,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (source,) = re.findall(r"```python\n# my_median.py\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (tmp_path / "median_of_the_page.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "median_of_the_page", raising=False)
