@@ -91,16 +91,14 @@ def _sgd(
     if o.weight_decay:
         grads = {k: g + o.weight_decay * params[k] for k, g in grads.items()}
     if not o.momentum:
-        return {k: p - lr * grads[k] for k, p in params.items()}, state
+        return {k: torch.addcmul(p, lr, grads[k], value=-1) for k, p in params.items()}, state
     old: Any = state["momentum"]
     step: Any = state["step"]
     # torch's first step copies the gradient undampened
     damp = torch.where(step == 0, torch.ones_like(step), torch.full_like(step, 1 - o.dampening))
     buffer = {k: o.momentum * old[k] + damp * g for k, g in grads.items()}
-    direction = (
-        {k: g + o.momentum * buffer[k] for k, g in grads.items()} if o.nesterov else buffer
-    )
-    new = {k: p - lr * direction[k] for k, p in params.items()}
+    direction = {k: g + o.momentum * buffer[k] for k, g in grads.items()} if o.nesterov else buffer
+    new = {k: torch.addcmul(p, lr, direction[k], value=-1) for k, p in params.items()}
     return new, {"momentum": buffer, "step": step + 1}
 
 

@@ -40,10 +40,12 @@ class SGDParams(Params):
     batch_size: int | None = Field(
         32, ge=1, description="Examples in a minibatch, B ≥ 1; null for all of them."
     )
-    optimizer: Annotated[
-        optim.SGDOptimizer | optim.AdamOptimizer, Field(discriminator="name")
-    ] = Field(optim.SGDOptimizer(), description="The local optimizer; its state starts anew each"
-              " round.")
+    optimizer: Annotated[optim.SGDOptimizer | optim.AdamOptimizer, Field(discriminator="name")] = (
+        Field(
+            optim.SGDOptimizer(),
+            description="The local optimizer; its state starts anew each round.",
+        )
+    )
     clip_norm: float | None = Field(
         None, gt=0, description="Clip each minibatch gradient to this 2-norm, > 0."
     )
@@ -89,6 +91,7 @@ class SGD(Client):
                 "proximal-mu": float(config.get("proximal-mu", 0.0)),
                 "steps": float(max(steps, 1)),
             },
+            static={"proximal": "proximal-mu" in config},
             chains=int(config.get("chains", 0)),
         )
 
@@ -98,7 +101,7 @@ class SGD(Client):
         zero = inputs.scalars["lr"] * 0
         return {
             "params": params,
-            "anchor": params,
+            "anchor": params if inputs.static["proximal"] else {},
             "optimizer": optim.init(params, self.params.optimizer),
             "loss": zero,
             "gradients": zero,
@@ -116,8 +119,9 @@ class SGD(Client):
             return weighted_mean_loss(self.task.loss(outputs, batch.y), batch.weight)
 
         grads, loss = grad_and_value(objective)(state["params"])
-        mu = inputs.scalars["proximal-mu"]
-        grads = {k: g + mu * (state["params"][k] - state["anchor"][k]) for k, g in grads.items()}
+        if inputs.static["proximal"]:
+            mu, w, anchor = inputs.scalars["proximal-mu"], state["params"], state["anchor"]
+            grads = {k: g + mu * (w[k] - anchor[k]) for k, g in grads.items()}
         if self.params.clip_norm is not None:
             grads = optim.clip(grads, self.params.clip_norm)
         params, optimizer = optim.update(

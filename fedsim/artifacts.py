@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.describe import CLIENT_COLUMNS, describe
 from fedsim import reference
+from fedsim.data.describe import CLIENT_COLUMNS, describe
 from fedsim.errors import UserError
 from fedsim.metrics.posterior import Diagnostics, diagnostics
 from fedsim.runs import Run, RunWriter

@@ -224,9 +224,7 @@ def stack(replies: Iterable[Message]) -> Replies:
         for record in first.array_records
     }
     metrics = {
-        name: torch.tensor(
-            [c.metric_records[record][name] for c in contents], dtype=torch.float64
-        )
+        name: torch.tensor([c.metric_records[record][name] for c in contents], dtype=torch.float64)
         for record in first.metric_records
         for name in first.metric_records[record]
     }

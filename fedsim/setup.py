@@ -58,8 +58,9 @@ class Setup:
         torch.set_num_threads(1)  # of each operation; parallelism is over clients
         if isinstance(self.client, ClientApp):
             return InlineGrid(self.client, len(self.data.shards), seed=self.seed)
-        shards = Shards(self.data, getattr(torch, self.execution.dtype),
-                        torch.device(self.execution.device))
+        shards = Shards(
+            self.data, getattr(torch, self.execution.dtype), torch.device(self.execution.device)
+        )
         cohorts = Cohorts(self.client, shards, self.execution, self.seed)
         return InlineGrid(cohorts, len(shards), seed=self.seed)
 
@@ -179,13 +180,23 @@ def check_task(model: FunctionalModel, task: Task, data: FederatedData) -> None:
             shape = tuple(function(outputs, table.y).shape)
         except Exception as error:  # the user's functions may raise anything
             raise ScenarioError(
-                [Problem("task", f"{name} does not take the model's outputs for {data.info.name}:"
-                                 f" {type(error).__name__}: {error}")]
+                [
+                    Problem(
+                        "task",
+                        f"{name} does not take the model's outputs for {data.info.name}:"
+                        f" {type(error).__name__}: {error}",
+                    )
+                ]
             ) from error
         if shape != (len(rows),):
             raise ScenarioError(
-                [Problem("task", f"{name} returns shape {shape} for {len(rows)} examples",
-                         hint="It must return one value per example (no mean, no sum)")]
+                [
+                    Problem(
+                        "task",
+                        f"{name} returns shape {shape} for {len(rows)} examples",
+                        hint="It must return one value per example (no mean, no sum)",
+                    )
+                ]
             )
 
 

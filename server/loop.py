@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -197,7 +198,7 @@ class RoundLoop:
         config = ConfigRecord({"seed": self.config.seed, "server-round": server_round})
         # Flower's strategies sample nodes and draw noise from global generators
         stream = (self.config.seed, "strategy", server_round, index)
-        with seeded_globals(*stream):
+        with self._seeded(*stream):
             messages = exchange.configure(server_round, record, config, self.grid)
             messages = messages if isinstance(messages, Broadcast) else list(messages)
         replies = self.grid.send_and_receive(messages)
@@ -206,10 +207,16 @@ class RoundLoop:
         checked = check_replies(replies, asked, exchange.schema(record), record)
         self._report_failures(server_round, exchange.message_type, checked, len(asked))
         gradients = _gradients(checked.replies)
-        with seeded_globals(self.config.seed, "aggregate", server_round, index):
+        with self._seeded(self.config.seed, "aggregate", server_round, index):
             new, metrics = exchange.aggregate(server_round, checked.replies)
         self.state.totals.gradients += gradients
         return new, metrics, checked
+
+    def _seeded(self, seed: int, purpose: str, *ids: int) -> AbstractContextManager[None]:
+        """Seeds the global generators for Flower's strategies; ours never touch them."""
+        if isinstance(self.strategy, Strategy):
+            return nullcontext()
+        return seeded_globals(seed, purpose, *ids)
 
     def _report_failures(
         self, server_round: int, message_type: str, checked: Checked, asked: int

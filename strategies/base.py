@@ -47,9 +47,7 @@ class Exchange:
 
     message_type: str
     configure: Callable[[int, ArrayRecord, ConfigRecord, Grid], Iterable[Message]]
-    aggregate: Callable[
-        [int, Iterable[Message]], tuple[ArrayRecord | None, MetricRecord | None]
-    ]
+    aggregate: Callable[[int, Iterable[Message]], tuple[ArrayRecord | None, MetricRecord | None]]
     schema: Callable[[ArrayRecord], ReplySchema]
 
 
@@ -98,9 +96,7 @@ class Strategy(FlowerStrategy):
 
     def exchanges(self, server_round: int) -> Sequence[Exchange]:
         """Returns the exchanges of a round, in order."""
-        return [
-            Exchange("train", self.configure_train, self.aggregate_train, self.reply_schema)
-        ]
+        return [Exchange("train", self.configure_train, self.aggregate_train, self.reply_schema)]
 
     def reply_schema(self, arrays: ArrayRecord) -> ReplySchema:
         """Returns what a train reply must hold: by default one record shaped like `arrays`."""

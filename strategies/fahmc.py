@@ -6,8 +6,9 @@ the algorithm is reconstructed, is described in fedsim.clients.fahmc. The contro
 the idea of SCAFFOLD and SVRG; they remove the bias of client drift and may diverge where plain
 FA-HMC does not, so a growing chain stops the run with a sentence that says so.
 
-With partial participation the average is taken with renormalised weights: this leaves a bias that
-does not vanish with the step size.
+With partial participation the average is taken with renormalised weights. Where the clients'
+weights differ, this leaves a bias that does not vanish with the step size, because E[w_c / W_S] is
+not proportional to w_c; with equal weights it falls as η².
 """
 
 from __future__ import annotations

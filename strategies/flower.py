@@ -192,9 +192,7 @@ def exchanges_of(strategy: flower.Strategy, server_round: int) -> Sequence[Excha
     key = str(getattr(unwrapped(strategy)[-1], "weighted_by_key", "num-examples"))
     schema = ReplySchema(None, frozenset({key}), key)
     return [
-        Exchange(
-            "train", strategy.configure_train, strategy.aggregate_train, lambda arrays: schema
-        )
+        Exchange("train", strategy.configure_train, strategy.aggregate_train, lambda arrays: schema)
     ]
 
 

@@ -170,10 +170,10 @@ class Cohorts:
     ) -> CohortResult:
         # most steps first, so that those who finish early leave the block from its end; then the
         # largest, so that whole shards are padded little
-        def effort(i: int) -> tuple[int, int, int]:
-            return -plans[i].steps, -self.shards.n_examples(partitions[i]), i
-
-        order = sorted(range(len(partitions)), key=effort)
+        efforts = [
+            (-plans[i].steps, -self.shards.n_examples(p), i) for i, p in enumerate(partitions)
+        ]
+        order = [i for _, _, i in sorted(efforts)]
         chunk = self._chunk(plans, records, partitions)
         chunks = [order[i : i + chunk] for i in range(0, len(order), chunk)]
         like = _shapes(records, bool(plans[0].chains))
@@ -181,9 +181,8 @@ class Cohorts:
         def work(members: list[int]) -> tuple[Reply, Arrays]:
             mine = [partitions[i] for i in members]
             block = Block([plans[i] for i in members], mine, self.shards, stream, like)
-            states = tree_map(
-                lambda *t: torch.stack(t), *[self._chained(p, block.chains) for p in mine]
-            )
+            kept = [self._chained(p, block.chains) for p in mine]
+            states = {name: torch.stack([one[name] for one in kept]) for name in kept[0]}
             return run_mapped(client, block, records, states, self.cache)
 
         try:
@@ -191,8 +190,10 @@ class Cohorts:
         except Exception as error:
             hint = "\n(engine.path: one_by_one tells which client)"
             raise RunFailed(_blame(client, "train", stream, error) + hint) from error
-        back = torch.tensor(np.argsort([i for members in chunks for i in members]))
-        reply, kept = tree_map(lambda *t: torch.cat(t)[back], *outs)
+        reply, kept = outs[0] if len(outs) == 1 else tree_map(lambda *t: torch.cat(t), *outs)
+        if order != sorted(order):
+            back = torch.tensor(np.argsort(order))
+            reply, kept = tree_map(lambda t: t[back], (reply, kept))
         if kept:
             for i, partition in enumerate(partitions):
                 self.states[partition] = {k: v[i].clone() for k, v in kept.items()}

@@ -17,7 +17,10 @@ from torch import Tensor
 from fedsim.clients.base import Batch, Batching, Noise, Plan
 from fedsim.grids.shards import Shards
 from fedsim.messages import Arrays
-from fedsim.random import generator
+from fedsim.random import Rekeyed, generator
+
+GATHER_FLOATS = 2**22
+"""Features of a block's minibatches up to which they are all gathered by one call."""
 
 SHARED = -1
 """Stands for the partition in the name of a stream that all clients share."""
@@ -34,10 +37,16 @@ class Stream:
     server_round: int
     message_type: str
 
-    def generator(self, purpose: str, partition: int, chain: int, step: int) -> Any:
-        """Returns the NumPy generator for one purpose of one client, chain and step."""
+    def generator(
+        self, purpose: str, partition: int, chain: int, step: int, rekeyed: Rekeyed | None = None
+    ) -> np.random.Generator:
+        """Returns the NumPy generator for one purpose of one client, chain and step.
+
+        With `rekeyed` it is that one's, and valid until its next use.
+        """
+        make = generator if rekeyed is None else rekeyed.at
         name = f"{self.message_type}/{purpose}"
-        return generator(self.seed, name, self.server_round, partition, chain, step)
+        return make(self.seed, name, self.server_round, partition, chain, step)
 
 
 def positions(
@@ -50,6 +59,8 @@ def positions(
         return np.broadcast_to(np.arange(n), (count, n))
     size = batching.size
     if batching.kind == "epochs":
+        if n == count * size:  # one pass, nothing to pad
+            return rng.permutation(n).reshape(count, size)
         per_epoch = max(-(-n // size), 1)
         epochs = -(-count // per_epoch)
         table = np.full((epochs, per_epoch * size), -1, np.int64)
@@ -85,6 +96,7 @@ class Block:
         self.chain_ids = range(self.plan.chains) if chain is None else range(chain, chain + 1)
         self.chains = len(self.chain_ids)
         self.steps = np.array([plan.steps for plan in plans])
+        self._rekeyed = Rekeyed()
         self.full = self.plan.batching.kind == "full"
         self._shapes = {
             name: dict(like[noise.like] if noise.like else noise.shapes)
@@ -93,6 +105,7 @@ class Block:
         self._rows = self._draw_rows()
         self._spare = self._padding_rows()
         self._full_batch = self._resident() if self.full else None
+        self._gathered = self._gather_all()
         self._noise: dict[str, Arrays] = {}
         self._scalars = {name: v.unbind(1) for name, v in self._stack_scalars().items()}
 
@@ -110,30 +123,41 @@ class Block:
             rows = np.full((len(self.partitions), chains, count, 1), -1, np.int64)
         else:
             for i, partition in enumerate(self.partitions):
-                own = np.append(self.shards.rows(partition), -1)  # position −1 is row −1
+                own = self.shards.padded_rows(partition)  # position −1 is row −1
                 steps = plan.init_minibatches + self.plans[i].steps * plan.minibatches_per_step
                 for c in range(chains):
                     chain = self.chain_ids[c] if self.chains else 0
-                    rng = self.stream.generator("batches", partition, chain, 0)
+                    rng = self.stream.generator("batches", partition, chain, 0, self._rekeyed)
                     at = positions(plan.batching, sizes[i], min(steps, count), rng)
                     rows[i, c, : len(at), : at.shape[1]] = own[at]
         return rows if self.chains and not self.full else rows[:, 0]
 
-    def _gather(self, rows: np.ndarray[Any, Any]) -> Batch:
-        """Returns the batches of `rows` (*lead, size) as tensors leading with *lead."""
+    def _gather(self, rows: np.ndarray[Any, Any], lead: int = 0) -> Batch:
+        """Returns the batches of `rows` (*, size) as tensors leading with *.
+
+        The axis of the clients comes after `lead` others.
+        """
         table = self.shards.table
         index = torch.from_numpy(np.ascontiguousarray(rows)).to(self.shards.device)
         mask = index >= 0
-        spare = self._spare[: len(index)].reshape(-1, *(1,) * (index.ndim - 1))
+        clients, trailing = index.shape[lead], (1,) * (index.ndim - 1 - lead)
+        spare = self._spare[:clients].reshape(-1, *trailing)
         flat = torch.where(mask, index, spare).reshape(-1)
-        weight = table.weight[flat].reshape(index.shape) * mask
-        n = self._examples()[: len(index)].reshape(-1, *(1,) * (index.ndim - 2))
+        weight = table.weight.index_select(0, flat).reshape(index.shape) * mask
+        n = self._examples()[:clients].reshape(-1, *trailing[1:])
         return Batch(
-            table.x[flat].reshape(*index.shape, *table.x.shape[1:]),
-            table.y[flat].reshape(*index.shape, *table.y.shape[1:]),
+            table.x.index_select(0, flat).reshape(*index.shape, *table.x.shape[1:]),
+            table.y.index_select(0, flat).reshape(*index.shape, *table.y.shape[1:]),
             weight,
             n / mask.sum(-1).clamp_min(1).to(weight.dtype),
         )
+
+    def _gather_all(self) -> Batch | None:
+        """Returns all minibatches at once, leading with their number, if they are small enough."""
+        floats = self._rows.size * self.shards.table.x[:1].numel()
+        if self.full or self.plan.batching.kind == "none" or floats > GATHER_FLOATS:
+            return None
+        return self._gather(np.moveaxis(self._rows, -2, 0), lead=1)
 
     def _resident(self) -> Batch:
         """Returns the clients' whole shards, which stay on the device from round to round."""
@@ -159,7 +183,13 @@ class Block:
         """Returns (C, steps) of every scalar."""
         length = max(int(self.steps.max()), 1)
         stacked: dict[str, Tensor] = {}
+        same = all(plan is self.plan for plan in self.plans)
         for name in self.plan.scalars:
+            if same:
+                one = np.broadcast_to(np.asarray(self.plan.scalars[name], np.float64), length)
+                shared = torch.tensor(one, dtype=self.shards.dtype, device=self.shards.device)
+                stacked[name] = shared.expand(len(self.plans), -1)
+                continue
             values = np.zeros((len(self.plans), length))
             for row, plan in zip(values, self.plans, strict=True):
                 given = np.asarray(plan.scalars[name])
@@ -192,6 +222,8 @@ class Block:
     def _batch(self, index: int, active: int) -> Batch:
         if self._full_batch is not None:
             return Batch(*(part[:active] for part in self._full_batch))
+        if self._gathered is not None:
+            return Batch(*(part[index, :active] for part in self._gathered))
         return self._gather(self._rows[:active, ..., index, :])
 
     def noise(self, step: int, active: int) -> dict[str, Arrays]:
@@ -258,7 +290,7 @@ class Block:
     ) -> None:
         """Fills out (n,) with the numbers of one client and the block's c-th chain."""
         chain = self.chain_ids[c] if self.chains else 0
-        rng = self.stream.generator(name, partition, chain, step)
+        rng = self.stream.generator(name, partition, chain, step, self._rekeyed)
         if spec.distribution == "normal":
             rng.standard_normal(out=out, dtype=out.dtype)
         else:

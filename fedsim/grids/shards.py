@@ -53,6 +53,7 @@ class Shards:
         self.dtype = dtype
         self.table = Table(data.train, dtype, self.device)
         self._rows = [np.asarray(rows, np.int64) for rows in data.shards]
+        self._padded: dict[int, np.ndarray[Any, Any]] = {}
         holdouts = data.holdouts or ()
         self._holdouts = [np.asarray(rows, np.int64) for rows in holdouts]
 
@@ -80,6 +81,12 @@ class Shards:
     def rows(self, partition: int) -> np.ndarray[Any, Any]:
         """Returns the rows that the partition trains on."""
         return self._rows[partition]
+
+    def padded_rows(self, partition: int) -> np.ndarray[Any, Any]:
+        """Returns `rows` with −1 at the end, so that position −1 is no row."""
+        if partition not in self._padded:
+            self._padded[partition] = np.append(self._rows[partition], -1)
+        return self._padded[partition]
 
     def evaluation_rows(self, partition: int) -> np.ndarray[Any, Any]:
         """Returns the partition's held-out rows, or its training rows if it holds none out."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
@@ -48,8 +49,8 @@ class TraceCache:
         with torch.no_grad():
             if not self.enabled:
                 return function(*args)
-            graph, out_spec = self._find(key, function, args)
-            return pytree.tree_unflatten(replay(graph, leaves_of(args)), out_spec)
+            graph, out_spec, leaves = self._find(key, function, args)
+            return pytree.tree_unflatten(replay(graph, leaves), out_spec)
 
     def graph(self, key: object, function: Callable[..., Any], *args: Any) -> Graph:
         """Returns what maps the leaves of args to the leaves of function(*args)."""
@@ -64,14 +65,15 @@ class TraceCache:
 
     def _find(
         self, key: object, function: Callable[..., Any], args: tuple[Any, ...]
-    ) -> tuple[Graph, Any]:
+    ) -> tuple[Graph, Any, list[Tensor]]:
+        """Returns the graph, the structure of its result, and the leaves of args."""
         form: list[object] = []
         leaves: list[Tensor] = []
         _flatten(args, leaves, form)
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         full_key = (key, tuple(form), shapes, layout(leaves))
-        found = self._graphs.get(full_key)
-        return found or self._trace(full_key, function, args, leaves)
+        found = self._graphs.get(full_key) or self._trace(full_key, function, args, leaves)
+        return *found, leaves
 
     def _trace(
         self,
@@ -97,7 +99,7 @@ class TraceCache:
             inputs = [leaf.detach() for leaf in leaves]
             flat(*inputs)  # whatever is made once (a thread's copy of the model) is made outside
             graph = make_fx(flat)(*inputs)
-            _drop_no_ops(graph)
+            _clean_up(graph)
             self._graphs[key] = (graph, out_spec[0])
             self.seconds += time.perf_counter() - start
             return self._graphs[key]
@@ -145,16 +147,31 @@ def _flatten(tree: Any, leaves: list[Tensor], form: list[object] | None) -> None
             form.append(str(spec))
 
 
-def _drop_no_ops(module: fx.GraphModule) -> None:
-    """Removes reshapes to the same shape and strides, which vmap and autograd leave behind."""
+def _clean_up(module: fx.GraphModule) -> None:
+    """Removes what vmap and autograd leave behind: no-ops, double transposes, repetitions."""
     for node in list(module.graph.nodes):
-        if node.op != "call_function" or node.target not in _RESHAPES:
-            continue
-        before, after = node.args[0].meta.get("val"), node.meta.get("val")
-        if before is None or after is None:
-            continue
-        if before.shape == after.shape and before.stride() == after.stride():
-            node.replace_all_uses_with(node.args[0])
+        if node.op == "call_function" and (source := _same_as(node)) is not None:
+            node.replace_all_uses_with(source)
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
+    module.graph = fx_graph_cse(module.graph)
     module.recompile()
+
+
+def _same_as(node: fx.Node) -> fx.Node | None:
+    """Returns an earlier node with this node's value, shape and strides, or None."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return None
+    if node.target is _aten.transpose.int and source.target is _aten.transpose.int:
+        first = source.args[0]
+        if node.args[1:] == source.args[1:] and isinstance(first, fx.Node):
+            return first
+    times_one = node.target is _aten.mul.Scalar and node.args[1] == 1
+    if node.target not in _RESHAPES and not times_one:
+        return None
+    before, after = source.meta.get("val"), node.meta.get("val")
+    if before is None or after is None or before.dtype != after.dtype:
+        return None
+    same = before.shape == after.shape and before.stride() == after.stride()
+    return source if same else None

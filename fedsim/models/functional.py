@@ -65,9 +65,7 @@ class FunctionalModel:
         _refuse_layers(module)
         self.module = module
         self.shapes = {n: tuple(p.shape) for n, p in module.named_parameters() if p.requires_grad}
-        self.convolutional = any(
-            isinstance(m, nn.modules.conv._ConvNd) for m in module.modules()
-        )
+        self.convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
         self._threads = threading.local()
         self._on_device: dict[str, nn.Module] = {}
         self._dry_run(example)

@@ -82,7 +82,9 @@ TASKS: dict[str, type[Params]] = {
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(outputs, targets, reduction="none")
+    # what F.cross_entropy computes, without the operations for labels that it ignores
+    log_p = torch.log_softmax(outputs, -1)
+    return -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 def _correct(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from tests.benchmarks.batched import BmmLoop, VmapLoop
+from tests.benchmarks.engine import Fedsim
 from tests.benchmarks.loops import EchoLoop, SequentialLoop, ThreadedLoop
 from tests.benchmarks.workloads import Workload
 
@@ -38,4 +39,5 @@ SIDES = [
     Side("hand-written bmm loop", ("W1",), BmmLoop),
     Side("torch loop in 2 threads", ("W2",), ThreadedLoop),
     Side("bare loop", ("W3-1k", "W3-1M"), EchoLoop),
+    Side("fedsim", ("W1", "W2", "W3-1k", "W3-1M"), Fedsim),
 ]

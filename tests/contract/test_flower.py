@@ -290,9 +290,7 @@ def test_state_of_every_kind_comes_back() -> None:
     assert dict(after["notes"]) == {"raw": b"\x00\xff", "words": ["a", "b"], "n": 1.5}
     assert dict(after["asked"]) == {"times": 1}
     kept = after.array_records["personal/bias"]["layer/bias"].numpy()
-    np.testing.assert_array_equal(
-        kept, before.array_records["personal/bias"]["layer/bias"].numpy()
-    )
+    np.testing.assert_array_equal(kept, before.array_records["personal/bias"]["layer/bias"].numpy())
 
 
 # The Grid

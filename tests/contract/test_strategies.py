@@ -158,8 +158,7 @@ def test_parameters_keep_their_dtype_and_shape(name: str) -> None:
         arrays = finish(build(name), dtype=dtype, rounds=2).arrays
         assert {str(v.dtype) for v in arrays.values()} == {f"torch.{dtype}"}
         assert {k: v.shape for k, v in arrays.items()} == {
-            k: v.shape
-            for k, v in start(functional(network(), torch.float32), build(name)).items()
+            k: v.shape for k, v in start(functional(network(), torch.float32), build(name)).items()
         }
 
 

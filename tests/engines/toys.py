@@ -190,9 +190,8 @@ def start(model: FunctionalModel, strategy: Any) -> Arrays:
         return own
     rng = torch.Generator().manual_seed(5)
     return {
-        name: value + 0.1 * torch.randn(
-            (strategy.chains, *value.shape), generator=rng, dtype=value.dtype
-        )
+        name: value
+        + 0.1 * torch.randn((strategy.chains, *value.shape), generator=rng, dtype=value.dtype)
         for name, value in own.items()
     }
 

@@ -30,9 +30,7 @@ def good() -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     return {"arrays": {"w": torch.ones(2, 2), "b": torch.ones(2)}}, {"num-examples": 3, "loss": 0.5}
 
 
-def message(
-    node: int, records: dict[str, dict[str, Tensor]], metrics: dict[str, Any]
-) -> Message:
+def message(node: int, records: dict[str, dict[str, Tensor]], metrics: dict[str, Any]) -> Message:
     content = RecordDict()
     for name, arrays in records.items():
         content[name] = ArrayRecord({k: Array(v) for k, v in arrays.items()})
