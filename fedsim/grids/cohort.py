@@ -30,6 +30,9 @@ BLOCK_FLOATS = 2**24
 ONE_BY_ONE_PARAMETERS = 1_000_000
 """Models above this many parameters gain nothing from mapping."""
 
+PARALLEL_FLOATS = 2**20
+"""Floats of a cohort from which it is divided although it would fit into one block."""
+
 EVALUATION_ROWS = 4096
 
 Path = Literal["mapped", "one_by_one"]
@@ -63,6 +66,8 @@ def chunk_clients(lanes: int, n: int, chains: int, floats_per_lane: int) -> int:
     """Returns how many of n clients go into one mapped block, in blocks of equal size."""
     fit = max(1, min(lanes, BLOCK_FLOATS // max(floats_per_lane, 1)) // max(chains, 1))
     blocks = -(-n // fit)
+    if n > 1 and n * floats_per_lane >= PARALLEL_FLOATS:
+        blocks = max(blocks, 2)  # so that two threads have work
     return -(-n // blocks)
 
 
@@ -175,7 +180,12 @@ class Cohorts:
         ]
         order = [i for _, _, i in sorted(efforts)]
         chunk = self._chunk(plans, records, partitions)
-        chunks = [order[i : i + chunk] for i in range(0, len(order), chunk)]
+        blocks = -(-len(order) // chunk)
+        if plans[0].batching.kind == "full":
+            chunks = [order[i : i + chunk] for i in range(0, len(order), chunk)]
+        else:  # each thread gets long and short clients
+            chunks = [order[i::blocks] for i in range(blocks)]
+        order = [i for members in chunks for i in members]
         like = _shapes(records, bool(plans[0].chains))
 
         def work(members: list[int]) -> tuple[Reply, Arrays]:
