@@ -202,6 +202,7 @@ def _go(
                 loop.load(loaded[1], loaded[2])
             started = time.monotonic()
             state = loop.run()
+        writer.record_engine({**setup.plan(), **grid.record()})
         writer.save_parameters(state.arrays)
         writer.flush()
         summary = write_artifacts(setup, writer, state, evaluator)

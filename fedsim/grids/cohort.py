@@ -95,6 +95,7 @@ class Cohorts:
         client.model.place(shards.device)
         self.cache = TraceCache(execution.trace)
         self.states: dict[int, Arrays] = {}
+        self.bounds: dict[str, list[int]] = {}  # clients of each block, in the first round
         self._actions: dict[str, Client | DirectClient] = {}
         self._pool = ThreadPoolExecutor(
             execution.threads, "fedsim", initializer=torch.set_num_threads, initargs=(1,)
@@ -185,6 +186,7 @@ class Cohorts:
             chunks = [order[i : i + chunk] for i in range(0, len(order), chunk)]
         else:  # each thread gets long and short clients
             chunks = [order[i::blocks] for i in range(blocks)]
+        self.bounds.setdefault(stream.message_type, [len(members) for members in chunks])
         order = [i for members in chunks for i in members]
         like = _shapes(records, bool(plans[0].chains))
 

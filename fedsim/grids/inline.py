@@ -202,6 +202,17 @@ class InlineGrid(Grid):
             )
         return self._contexts[node_id]
 
+    def record(self) -> dict[str, Any]:
+        """Returns what was decided and spent while running: blocks and seconds of tracing."""
+        if not isinstance(self._clients, Cohorts):
+            return {}
+        cache = self._clients.cache
+        return {
+            "blocks": self._clients.bounds,
+            "graphs": len(cache),
+            "trace_seconds": round(cache.seconds, 3),
+        }
+
     def close(self) -> None:
         """Ends the engine's threads."""
         if isinstance(self._clients, Cohorts):
