@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedsim.data.base import DataParams, Dtype, Source
 from fedsim.data.examples import Array, DataInfo, Examples
 from fedsim.random import generator
+
+DRAWN = frozenset({"clients", "dimension", "condition_number", "spread"})
+"""The fields that describe random clients."""
 
 
 class GaussianClients(DataParams):
@@ -61,10 +64,17 @@ class GaussianClients(DataParams):
             return self
         if (self.covariances is None) == (self.sds is None):
             raise ValueError("means need either covariances or sds, exactly one of them")
-        if drawn := {"clients", "dimension", "condition_number", "spread"} & self.model_fields_set:
+        if drawn := DRAWN & self.model_fields_set:
             raise ValueError(f"{sorted(drawn)} describe random clients: leave them out with means")
         self.parameters(0)
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what says nothing beside means, so that what is dumped can be read again."""
+        fields: dict[str, Any] = handler(self)
+        unused = DRAWN if self.means is not None else frozenset()
+        return {name: value for name, value in fields.items() if name not in unused}
 
     def parameters(self, seed: int) -> tuple[Array, Array]:
         """Returns means (N, d) and precisions (N, d, d), float64; ValueError if they disagree."""

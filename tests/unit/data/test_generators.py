@@ -138,3 +138,20 @@ def test_logistic_frequencies_follow_the_logits() -> None:
 def test_wrong_gaussians_are_refused(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DATASETS["gaussian_clients"](**parameters)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"means": [1.0, -2.0], "sds": [1.0, 0.5]},
+        {"means": [[1.0, 2.0]], "covariances": [[[1.0, 0.5], [0.5, 1.0]]]},
+        {"clients": 3, "dimension": 2},
+    ],
+)
+def test_gaussians_are_read_again_from_what_is_dumped(parameters: dict[str, Any]) -> None:
+    """Every run is made from the resolved scenario, and a resumed one from its file."""
+    kind = DATASETS["gaussian_clients"]
+    made = kind(**parameters)
+    again = kind(**made.model_dump(mode="json"))
+    assert again == made
+    assert ("clients" in made.model_dump()) == ("clients" in parameters)
