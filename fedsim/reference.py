@@ -57,6 +57,11 @@ def _closed_form_objections(setup: Setup) -> Iterator[str]:
     name = setup.data.info.name
     if not {"mean", "cov"} <= set(truth):
         yield f"data {name} has no posterior in closed form"
+    elif setup.model.num_parameters != (d := np.size(truth["mean"])):
+        yield (
+            f"the closed form of {name} is for a model of {d} parameters, not of"
+            f" {setup.model.num_parameters}"
+        )
     elif "prior_precision" not in truth:
         if params.prior != "flat":
             yield f"the closed form of {name} has no prior: set strategy.prior: flat"

@@ -46,7 +46,19 @@ def hinge(outputs: Tensor, targets: Tensor) -> Tensor:
 SAMPLER = {"name": "fa-hmc", "step_size": 0.01}
 CUSTOM = {"name": "custom", "target": "class"}
 
+LINEAR_GAUSSIAN: dict[str, Any] = {
+    "data": {"name": "bayesian_linear", "features": 3},
+    "partition": {"name": "given"},
+    "task": {"name": "regression"},
+    "posterior": {"reference": "closed_form"},
+    "strategy": SAMPLER,
+}
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a closed form of other parameters": (
+        LINEAR_GAUSSIAN | {"model": {"name": "linear"}},
+        "closed form of bayesian_linear is for a model of 3 parameters, not of 4",
+    ),
     "a loss that is averaged": (
         {"task": CUSTOM | {"loss": f"{HERE}:mean_loss"}},
         r"task: loss returns shape \(\) for 2 examples.*one value per example",
