@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -97,9 +97,14 @@ class TraceCache:
 
             # make_fx tells inputs apart by identity: two that are one tensor now may differ later
             inputs = [leaf.detach() for leaf in leaves]
+            versions = [leaf._version for leaf in inputs]
             flat(*inputs)  # whatever is made once (a thread's copy of the model) is made outside
+            if [leaf._version for leaf in inputs] != versions:
+                raise ValueError("it changes what it is given in place; return new tensors")
             graph = make_fx(flat)(*inputs)
-            _clean_up(graph)
+            _refuse_random(graph)
+            if not any(_has(node, "mutable") for node in graph.graph.nodes):
+                _clean_up(graph)  # which takes equal expressions for equal tensors
             self._graphs[key] = (graph, out_spec[0])
             self.seconds += time.perf_counter() - start
             return self._graphs[key]
@@ -145,6 +150,24 @@ def _flatten(tree: Any, leaves: list[Tensor], form: list[object] | None) -> None
         leaves += found
         if form is not None:
             form.append(str(spec))
+
+
+def _has(node: fx.Node, what: Literal["mutable", "random"]) -> bool:
+    """Says whether a node writes into its arguments, or draws from a global generator."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if what == "mutable":
+        return bool(node.target._schema.is_mutable)
+    return torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def _refuse_random(module: fx.GraphModule) -> None:
+    """Raises ValueError for what no seed of fedsim's would repeat."""
+    for node in module.graph.nodes:
+        if _has(node, "random"):
+            raise ValueError(
+                f"it draws random numbers itself ({node.target}); a plan's `noise` gives keyed ones"
+            )
 
 
 def _clean_up(module: fx.GraphModule) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 from torch import Tensor
 from torch.func import grad
@@ -90,3 +91,23 @@ def test_disabled_calls_the_function_itself() -> None:
         assert float(cache.call("f", f, torch.zeros(()))) == 1
     assert len(calls) == 3
     assert len(cache) == 0
+
+
+def test_what_is_changed_in_place_is_not_taken_for_its_equal() -> None:
+    def function(x: Tensor) -> Tensor:
+        a, b = torch.zeros_like(x), torch.zeros_like(x)
+        a.add_(x)
+        return 10 * a + 2 * b
+
+    x = torch.tensor([1.0, -2.0])
+    assert torch.equal(TraceCache().call("f", function, x), 10 * x)
+
+
+def test_inputs_must_not_be_changed_in_place() -> None:
+    with pytest.raises(ValueError, match="in place"):
+        TraceCache().call("f", lambda x: x.add_(1), torch.zeros(2))
+
+
+def test_random_numbers_of_a_global_generator_are_refused() -> None:
+    with pytest.raises(ValueError, match="noise"):
+        TraceCache().call("f", lambda x: x + torch.rand_like(x), torch.zeros(2))
