@@ -207,12 +207,12 @@ class CountExamples(Client):
         return Plan(steps=0, batching=Batching("none"))
 
     def init(self, records: dict[str, Arrays], client_state: Arrays, inputs: Inputs) -> State:
-        """Keeps the number and the state."""
-        return inputs.scalars["num-examples"], client_state
+        """Keeps the number; the client's own state is left as it is."""
+        return inputs.scalars["num-examples"]
 
     def finish(self, state: State) -> tuple[Reply, Arrays]:
         """Replies with the metric num-examples and no arrays."""
-        return Reply({}, {"num-examples": state[0]}), state[1]
+        return Reply({}, {"num-examples": state}), {}
 
 
 def weighted_mean_loss(losses: Tensor, weight: Tensor) -> Tensor:

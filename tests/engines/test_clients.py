@@ -75,6 +75,7 @@ def test_state_stays_with_the_client(path: str, chains: int) -> None:
 
     made.client = Plans(NoParams(), made.client.model, made.client.task)
     config = {"chains": chains} if chains else {}
+    made.run("query.num_examples", {}, {}, range(5))  # leaves no state
     made.run("train", {"arrays": arrays}, config, [0, 2])
     reply = made.run("train", {"arrays": arrays}, config, [2, 3])
     # client 2 received w twice, times 1 + 2; client 3 once, times 1 + 3
