@@ -25,7 +25,12 @@ from fedsim.random import seeded_globals
 from fedsim.server.check import Checked, check_replies, finite
 from fedsim.server.evaluation import Evaluator
 from fedsim.strategies.base import Exchange, ReplySchema, Strategy
-from fedsim.strategies.flower import exchanges_of, load_strategy_state, strategy_state
+from fedsim.strategies.flower import (
+    exchanges_of,
+    load_strategy_state,
+    strategy_state,
+    weight_key,
+)
 
 Metrics = dict[str, float]
 
@@ -275,7 +280,8 @@ class RoundLoop:
         replies = self.grid.send_and_receive(messages)
         asked = _nodes(messages)
         self._count_traffic(messages, replies, len(asked))
-        checked = check_replies(replies, asked, ReplySchema({}), record)
+        key = weight_key(self.strategy)
+        checked = check_replies(replies, asked, ReplySchema({}, frozenset({key}), key), record)
         self._report_failures(server_round, "evaluate", checked, len(asked))
         if isinstance(checked.replies, Replies):
             self.recorder.log_client_metrics(

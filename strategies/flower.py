@@ -158,6 +158,8 @@ def objections(
         if missing:
             found.append(f"the client does not honour {', '.join(missing)}")
         return found
+    if (key := weight_key(strategy)) not in honours | {"num-examples"}:
+        found.append(f"the client does not report {key} (weighted_by_key)")
     for part in unwrapped(strategy):
         name = type(part).__name__
         for parent in type(part).__mro__:
@@ -185,11 +187,16 @@ def unwrapped(strategy: flower.Strategy) -> list[flower.Strategy]:
     return chain
 
 
+def weight_key(strategy: flower.Strategy) -> str:
+    """Returns the metric that the strategy weights replies by."""
+    return str(getattr(unwrapped(strategy)[-1], "weighted_by_key", "num-examples"))
+
+
 def exchanges_of(strategy: flower.Strategy, server_round: int) -> Sequence[Exchange]:
     """Returns the exchanges of a round; a strategy of Flower's has one."""
     if isinstance(strategy, Strategy):
         return strategy.exchanges(server_round)
-    key = str(getattr(unwrapped(strategy)[-1], "weighted_by_key", "num-examples"))
+    key = weight_key(strategy)
     schema = ReplySchema(None, frozenset({key}), key)
     return [
         Exchange("train", strategy.configure_train, strategy.aggregate_train, lambda arrays: schema)

@@ -418,3 +418,8 @@ def test_state_of_a_scalar_parameter() -> None:
     load_strategy_state(again, *strategy_state(made))
     assert again.m_t["x"] == made.m_t["x"]
     assert again.v_t["x"] == made.v_t["x"]
+
+
+def test_a_weight_that_the_client_does_not_report_is_refused() -> None:
+    (reason,) = objections(flowers("FedAvg", weighted_by_key="tokens"), SGD_HONOURS, 5)
+    assert "tokens" in reason
