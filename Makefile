@@ -27,7 +27,7 @@ $(if $(strip $(TORCH_INDEX)),$(1)/bin/pip install -q --no-index --no-deps '$(TOR
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run demo test test-slow lint format bench docs package check-package lock clean
+.PHONY: help venv run demo sweep test test-slow lint format bench docs package check-package lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ run: $(VENV)/.installed ## Run the main experiment: FA-HMC against FA-LD and Fed
 
 demo: $(VENV)/.installed ## Run a small version of it, in under a minute
 	$(BIN)/fedsim demo $(ARGS)
+
+sweep: $(VENV)/.installed ## Choose the main experiment's prior precision and temperature again, on its validation split
+	$(BIN)/fedsim run scenarios/sweeps/fahmc_noniid.yaml $(ARGS)
 
 test: $(VENV)/.installed ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
