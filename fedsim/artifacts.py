@@ -36,7 +36,6 @@ def write_artifacts(
 ) -> dict[str, Any]:
     """Writes the artifacts of a finished loop; returns what goes into summary.json."""
     summary: dict[str, Any] = {
-        "label_metrics": {},
         "early_stop": state.best_round if state.stopped else None,
         "totals": vars(state.totals),
     }
