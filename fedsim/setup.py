@@ -263,7 +263,7 @@ def _initial(strategy: FlowerStrategy, models: list[FunctionalModel], seed: int)
 
 def _execution(scenario: Scenario, model: FunctionalModel) -> Execution:
     engine = scenario.engine
-    device = torch.device(_device(engine.device))
+    device = torch.device(_device(engine.device, engine.dtype))
     path, why = choose_path(model, device, engine.path)
     return Execution(
         path=path,
@@ -283,12 +283,20 @@ def _cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _device(asked: Literal["auto", "cpu", "cuda", "mps"]) -> str:
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+def _device(asked: Literal["auto", "cpu", "cuda", "mps"], dtype: str) -> str:
+    mps = torch.backends.mps.is_available() and dtype != "float64"  # Apple's GPUs have none
+    available = {"cuda": torch.cuda.is_available(), "mps": mps}
     if asked == "auto":
         return next((name for name, there in available.items() if there), "cpu")
     if asked != "cpu" and not available[asked]:
         raise ScenarioError(
-            [Problem("engine.device", "is not available on this machine", asked, hint="Try auto")]
+            [
+                Problem(
+                    "engine.device",
+                    f"is not available on this machine for engine.dtype: {dtype}",
+                    asked,
+                    hint="Try auto",
+                )
+            ]
         )
     return asked

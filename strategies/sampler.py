@@ -160,6 +160,8 @@ class Sampler(Strategy):
 
     def _aggregate_count(self, server_round: int, replies: Iterable[Message]) -> tuple[None, None]:
         stacked = stack(replies)
+        if not stacked.node_ids or not float(stacked.metrics["num-examples"].sum()):
+            raise RunFailed(f"round {server_round}: no client said that it has examples")
         counts = stacked.metrics["num-examples"].tolist()
         self._examples = {n: int(c) for n, c in zip(stacked.node_ids, counts, strict=True)}
         return None, None
@@ -221,4 +223,4 @@ class Sampler(Strategy):
 def _rms(arrays: Arrays) -> Tensor:
     """Returns the root mean square of each chain's parameters, (chains,)."""
     flat = torch.cat([value.reshape(len(value), -1) for value in arrays.values()], dim=1)
-    return flat.double().square().mean(1).sqrt()
+    return flat.cpu().double().square().mean(1).sqrt()

@@ -92,7 +92,8 @@ class SGHMC(Sampler):
         """
         arrays, metrics = super().aggregate_train(server_round, replies)
         if metrics is not None:
-            squares = torch.cat([v.reshape(-1) for v in self._velocity.values()]).double().square()
+            flat = torch.cat([v.reshape(-1) for v in self._velocity.values()])
+            squares = flat.cpu().double().square()
             scale = self.params.inverse_mass * self.params.temperature
             metrics["kinetic"] = float(squares.mean()) / scale
         return arrays, metrics

@@ -360,10 +360,10 @@ class Cohorts:
         except Exception as error:
             raise RunFailed(_blame(client, "evaluate", stream, error)) from error
         for (index, who, _), outs in zip(jobs, done, strict=True):
-            weight = self.shards.table.weight[torch.from_numpy(index)].double().cpu().numpy()
+            weight = self.shards.table.weight[torch.from_numpy(index)].cpu().double().numpy()
             weight_sums += np.bincount(who, weight, len(partitions))
             for name in outs[0]:
-                value = torch.stack([out[name] for out in outs]).double().mean(0).cpu().numpy()
+                value = torch.stack([out[name] for out in outs]).cpu().double().mean(0).numpy()
                 total = sums.setdefault(name, np.zeros(len(partitions)))
                 total += np.bincount(who, weight * value, len(partitions))
         metrics = {
@@ -383,7 +383,8 @@ def _shapes(records: dict[str, Arrays], chains: bool) -> dict[str, dict[str, tup
 
 def _metrics(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns (clients,) float64 metrics, averaged over chains."""
-    return {k: v.double().reshape(len(v), -1).mean(1).cpu() for k, v in metrics.items()}
+    # to the CPU first: Apple's GPUs have no float64
+    return {k: v.cpu().double().reshape(len(v), -1).mean(1) for k, v in metrics.items()}
 
 
 def _form(reply: Reply) -> object:
