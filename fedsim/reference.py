@@ -18,6 +18,7 @@ from fedsim.random import integer
 from fedsim.strategies.sampler import Sampler, SamplerParams
 
 if TYPE_CHECKING:
+    from fedsim.data import FederatedData
     from fedsim.setup import Setup
 
 Floats = NDArray[np.float64]
@@ -106,7 +107,8 @@ def compare(setup: Setup, draws: Mapping[str, NDArray[Any]]) -> Compared:
     return Compared(figures, {"draws": reference, "names": np.array(names)})
 
 
-_nuts_draws: dict[tuple[object, ...], Floats] = {}
+_nuts_draws: dict[tuple[object, ...], tuple[FederatedData, Floats]] = {}
+"""The last reference with its data, whose id is thus nobody else's."""
 
 
 def pooled_nuts(setup: Setup) -> Floats:
@@ -117,19 +119,21 @@ def pooled_nuts(setup: Setup) -> Floats:
     params = _params(setup)
     rows = np.sort(np.concatenate(setup.data.shards))
     examples = setup.data.train.take(rows)
-    key = (id(setup.data), params.prior_precision, params.temperature, setup.seed)
+    shapes = tuple(setup.model.shapes.values())
+    key = (id(setup.data), shapes, params.prior_precision, params.temperature, setup.seed)
     if key not in _nuts_draws:
         _nuts_draws.clear()
-        _nuts_draws[key] = nuts.linear_posterior(
+        drawn = nuts.linear_posterior(
             examples.x.reshape(len(rows), -1).astype(np.float64),
             examples.y,
             examples.weights(),
-            list(setup.model.shapes.values()),
+            list(shapes),
             precision=params.prior_precision,
             temperature=params.temperature,
             seed=integer(setup.seed, "nuts"),
         )
-    return _nuts_draws[key]
+        _nuts_draws[key] = (setup.data, drawn)
+    return _nuts_draws[key][1]
 
 
 def flat_draws(draws: Mapping[str, NDArray[Any]]) -> tuple[Floats, list[str]]:
