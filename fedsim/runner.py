@@ -19,7 +19,7 @@ from fedsim.runs.progress import Progress
 from fedsim.scenario import RunSpec, Scenario
 from fedsim.server.evaluation import Evaluator
 from fedsim.server.loop import RoundLoop
-from fedsim.setup import Setup, prepare
+from fedsim.setup import Setup, forget_data, prepare
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,6 +112,7 @@ def check_specs(specs: Sequence[RunSpec]) -> None:
 
     Raises UserError with every reason that is found, and the runs that it concerns.
     """
+    forget_data()
     found: dict[str, list[str]] = {}
     for spec in specs:
         try:
@@ -145,6 +146,7 @@ def resume(
     folder = store.root / found
     with open(folder / "scenario.yaml", encoding="utf-8") as file:
         scenario = Scenario.from_dict(yaml.safe_load(file))
+    forget_data()
     setup = prepare(scenario)
     with store.resume(found) as writer:
         if on_start is not None:

@@ -142,13 +142,18 @@ _built: dict[tuple[str, str, int], FederatedData] = {}
 
 
 def _data(data: Params, partition: Params, seed: int) -> FederatedData:
-    """Returns the data, built once for neighbouring runs that share it."""
+    """Returns the data, built once for the runs of one call that share it."""
     key = (data.model_dump_json(), partition.model_dump_json(), seed)
     if key not in _built:
         while len(_built) >= KEPT_DATA:
             _built.pop(next(iter(_built)))
         _built[key] = build_data(data, partition, seed)
     return _built[key]
+
+
+def forget_data() -> None:
+    """Builds data anew from here on: files may have changed since an earlier call."""
+    _built.clear()
 
 
 def _check_target(scenario: Scenario, data: FederatedData, task: Task) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedsim.errors import UserError
+from fedsim.runner import check_specs
 from fedsim.scenario import Scenario
 from fedsim.setup import Setup, prepare
 
@@ -126,3 +128,25 @@ def test_the_plan_is_a_function_of_the_scenario() -> None:
     assert plan["why"]
     assert prepared(engine={"path": "one_by_one"}).plan()["path"] == "one_by_one"
     assert prepared(model={"name": "cnn"}).plan()["path"] == "one_by_one"
+
+
+def test_float64_is_not_for_apples_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert prepared().execution.device == "mps"
+    assert prepared(engine={"dtype": "float64"}).execution.device == "cpu"
+    with pytest.raises(UserError, match="float64"):
+        prepared(engine={"dtype": "float64", "device": "mps"})
+
+
+def test_a_file_that_changed_between_two_calls_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    data = {"name": "csv", "path": str(file), "target": "y"}
+    sizes = []
+    for rows in (40, 60):
+        lines = [f"{i},{i * i},{i % 2}" for i in range(rows)]
+        file.write_text("\n".join(["a,b,y", *lines]) + "\n")
+        specs = Scenario.from_dict(BASE | {"data": data}).expand()
+        check_specs(specs)
+        sizes.append(len(prepare(specs[0].scenario).data.train))
+    assert sizes[1] > sizes[0]
