@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 import yaml
 
 from fedsim._flower import quiet as silence_flower
@@ -181,6 +182,7 @@ def _go(
         evaluate.splits,
         evaluate.batch_size,
     )
+    threads = torch.get_num_threads()
     grid = setup.grid()
     try:
         with Progress(
@@ -214,4 +216,5 @@ def _go(
         raise RunFailed(f"{error}\nrun {writer.id} in {writer.path}") from error
     finally:
         grid.close()
+        torch.set_num_threads(threads)
     return store.open(writer.id)

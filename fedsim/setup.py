@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from torch import Tensor
 
 from fedsim import reference, registry
 from fedsim.clients.base import Client, DirectClient
@@ -26,6 +27,7 @@ from fedsim.models import FunctionalModel, Task, build_model, build_task
 from fedsim.random import integer
 from fedsim.scenario import Scenario
 from fedsim.scenario.components import Imported
+from fedsim.server.evaluation import metric_names
 from fedsim.server.loop import LoopConfig, Stopping
 from fedsim.strategies.base import Strategy
 from fedsim.strategies.flower import build_flower, default_client, flower_params, objections
@@ -132,6 +134,7 @@ def prepare(scenario: Scenario) -> Setup:
         arrays=_initial(strategy, models, seed),
         execution=_execution(scenario, models[0]),
     )
+    _check_stopping(setup)
     missing = [Problem("posterior.reference", why) for why in reference.objections(setup)]
     if missing:
         raise ScenarioError(missing)
@@ -172,6 +175,23 @@ def _check_target(scenario: Scenario, data: FederatedData, task: Task) -> None:
     )
 
 
+def _check_stopping(setup: Setup) -> None:
+    """Raises ScenarioError if early stopping watches what the server will never measure."""
+    stopping = setup.loop_config().stopping
+    if stopping is None or stopping.split not in ("validation", "test", "ood"):
+        return
+    data = setup.data
+    field, metric = "early_stopping.metric", f"{stopping.split}/{stopping.name}"
+    if {"validation": data.validation, "test": data.test, "ood": data.ood}[stopping.split] is None:
+        hint = f"Set data.{stopping.split}_fraction" if stopping.split != "ood" else "Set data.ood"
+        what = f"is never measured: the data has no {stopping.split} split"
+        raise ScenarioError([Problem(field, what, metric, hint=hint)])
+    known = metric_names(setup.task, stopping.split, bool(setup.chains))
+    if stopping.name not in known:
+        what = f"is never measured: {stopping.split} has {', '.join(sorted(known))}"
+        raise ScenarioError([Problem(field, what, metric)])
+
+
 def check_task(model: FunctionalModel, task: Task, data: FederatedData) -> None:
     """Raises ScenarioError if the loss and metrics do not return one value per example."""
     if len(data.train) == 0:
@@ -179,10 +199,15 @@ def check_task(model: FunctionalModel, task: Task, data: FederatedData) -> None:
     rows = data.train.take(np.arange(min(2, len(data.train))))
     dtype = next(iter(model.initial().values())).dtype
     table = Table(rows, dtype, torch.device("cpu"))
+    params = {k: v.requires_grad_() for k, v in model.initial().items()}
     for name, function in {"loss": task.loss, **task.metrics}.items():
         try:
-            outputs = model.apply(model.initial(), table.x)
-            shape = tuple(function(outputs, table.y).shape)
+            outputs = model.apply(params, table.x)
+            _check_width(outputs.detach(), task, data)
+            values = function(outputs, table.y)
+            shape = tuple(values.shape)
+        except ScenarioError:
+            raise
         except Exception as error:  # the user's functions may raise anything
             raise ScenarioError(
                 [
@@ -193,16 +218,27 @@ def check_task(model: FunctionalModel, task: Task, data: FederatedData) -> None:
                     )
                 ]
             ) from error
+        problem = None
         if shape != (len(rows),):
-            raise ScenarioError(
-                [
-                    Problem(
-                        "task",
-                        f"{name} returns shape {shape} for {len(rows)} examples",
-                        hint="It must return one value per example (no mean, no sum)",
-                    )
-                ]
+            problem = Problem(
+                "task",
+                f"{name} returns shape {shape} for {len(rows)} examples",
+                hint="It must return one value per example (no mean, no sum)",
             )
+        elif name == "loss" and not values.requires_grad:
+            problem = Problem("model", "the loss does not depend on the parameters")
+        if problem is not None:
+            raise ScenarioError([problem])
+
+
+def _check_width(outputs: Tensor, task: Task, data: FederatedData) -> None:
+    """Raises ScenarioError if the model has not one output for each class."""
+    if task.probabilities is None:
+        return
+    width = task.probabilities(outputs).shape[-1]
+    if width != data.info.num_classes:
+        what = f"has outputs for {width} classes; {data.info.name} has {data.info.num_classes}"
+        raise ScenarioError([Problem("model", what)])
 
 
 def _chains(strategy: FlowerStrategy) -> int:

@@ -162,6 +162,17 @@ class Evaluator:
         return sums
 
 
+def metric_names(task: Task, split: str, chains: bool) -> set[str]:
+    """Returns the names that `Evaluator.evaluate` gives the metrics of a split."""
+    if split == "ood":
+        return {"auroc_entropy", "auroc_max_probability"} if task.probabilities else set()
+    scores = {"accuracy", "nll", "brier", "ece"} if task.probabilities else {"nll"}
+    names = set(scores)
+    if chains:
+        names |= {f"sample_{name}" for name in scores}
+    return names if task.probabilities else names | set(task.metrics)
+
+
 def split_chains(arrays: Arrays) -> list[Arrays]:
     """Returns each chain's parameters."""
     count = len(next(iter(arrays.values())))

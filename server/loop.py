@@ -160,6 +160,7 @@ class RoundLoop:
         stopping = self.config.stopping
         if stopping and stopping.restore_best and self.state.best_arrays is not None:
             self.state.arrays = self.state.best_arrays
+            self._evaluate_server(self.state.round)  # so that the last figures are the result's
         return self.state
 
     def _round(self, server_round: int) -> None:

@@ -167,15 +167,34 @@ def objections(
             if demand and demand[0] not in honours:
                 found.append(f"{name} {demand[1]}; the chosen client does not")
                 break
-        needed = max(
-            (int(getattr(part, key, 0)) for key in ("min_available_nodes", "min_train_nodes")),
-            default=0,
+        found += _too_few_nodes(part, num_nodes)
+    return found
+
+
+def _too_few_nodes(strategy: flower.Strategy, num_nodes: int) -> list[str]:
+    """Returns why the federation is too small: Flower would wait forever, or never aggregate."""
+    name, found = type(strategy).__name__, []
+    sampled, needed = 0, int(getattr(strategy, "min_available_nodes", 0))
+    for phase in ("train", "evaluate"):
+        fraction = float(getattr(strategy, f"fraction_{phase}", 0.0))
+        if not 0 <= fraction <= 1:
+            found.append(f"{name}.fraction_{phase} must be in [0, 1], not {fraction:g}")
+            continue
+        least = int(getattr(strategy, f"min_{phase}_nodes", 0))
+        size = max(int(num_nodes * fraction), least) if fraction else 0
+        sampled = size if phase == "train" else sampled
+        needed = max(needed, size)
+    if needed > num_nodes:
+        found.append(
+            f"{name} waits for {needed} nodes (min_available_nodes, min_train_nodes,"
+            f" min_evaluate_nodes), but there are {num_nodes} clients"
         )
-        if needed > num_nodes:
-            found.append(
-                f"{name} waits for {needed} nodes (min_available_nodes, min_train_nodes), but there"
-                f" are {num_nodes} clients"
-            )
+    malicious = int(getattr(strategy, "num_malicious_nodes", 0))
+    if isinstance(strategy, flower.Bulyan) and sampled < 4 * malicious + 3:
+        found.append(
+            f"Bulyan against {malicious} malicious nodes needs 4·{malicious} + 3 ="
+            f" {4 * malicious + 3} replies a round, but {sampled} nodes are sampled"
+        )
     return found
 
 

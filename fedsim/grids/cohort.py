@@ -124,6 +124,11 @@ class Cohorts:
         by_size = self._plans(client, stream, config, partitions)
         plans = [by_size[self.shards.n_examples(p)] for p in partitions]
         one = self.execution.path == "one_by_one" and not isinstance(client, CountExamples)
+        if not one and len({_form_of(plan) for plan in by_size.values()}) > 1:
+            raise RunFailed(
+                f"client {type(client).__name__} plans other batch sizes, noise or static values"
+                " for clients of other sizes, which only engine.path: one_by_one can compute"
+            )
         compute = self._one_by_one if one else self._mapped
         return compute(client, stream, records, plans, partitions)
 
@@ -372,6 +377,23 @@ class Cohorts:
         }
         metrics["num-examples"] = torch.tensor([float(len(r)) for r in rows], dtype=torch.float64)
         return CohortResult(list(range(len(partitions))), {}, metrics)
+
+
+def _form_of(plan: Plan) -> object:
+    """Returns everything of a plan that the clients of one block must have in common."""
+    noise = tuple(
+        (n, tuple(s.shapes.items()), s.like, s.distribution, s.shared, s.every, s.per_example)
+        for n, s in plan.noise.items()
+    )
+    return (
+        plan.batching,
+        plan.minibatches_per_step,
+        plan.init_minibatches,
+        noise,
+        tuple(plan.scalars),
+        tuple(plan.static.items()),
+        plan.chains,
+    )
 
 
 def _shapes(records: dict[str, Arrays], chains: bool) -> dict[str, dict[str, tuple[int, ...]]]:

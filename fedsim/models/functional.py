@@ -116,6 +116,7 @@ class FunctionalModel:
 
     def _dry_run(self, example: Tensor) -> None:
         self.module.train()
+        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         state = torch.get_rng_state()
         try:
             with torch.no_grad():
@@ -140,6 +141,12 @@ class FunctionalModel:
                 "the model changes its input in place; the clients' rows stay in memory and would"
                 " change from step to step: use x = x / 255 instead of x /= 255, and no"
                 " inplace=True on the first layer"
+            )
+        moved = [n for n, b in self.module.named_buffers() if not torch.equal(b, buffers[n])]
+        if moved:
+            raise UserError(
+                f"the model changes its buffer {moved[0]!r} in the forward pass; it would leak"
+                " between clients: a model's state must be its parameters alone"
             )
         if repeated:
             raise UserError(

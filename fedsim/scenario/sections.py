@@ -113,9 +113,10 @@ class PosteriorParams(Params):
         gt=1,
         description="Rank R-hat above which a quantity is flagged as not converged.",
     )
-    save_draws: Literal["all", "thinned", "none"] = Field(
-        default="thinned",
-        description="Saved draws: `all` after burn-in, or `thinned` as the strategy says.",
+    save_draws: Literal["thinned", "none"] = Field(
+        "thinned",
+        description="thinned: the draws after burn-in, as the strategy's thinning says; none: only "
+        "their predictive averages.",
     )
     reference: Literal["none", "nuts", "closed_form"] = Field(
         default="none", description="The posterior that the draws are compared with."

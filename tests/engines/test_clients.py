@@ -320,3 +320,11 @@ def test_gradients_are_counted() -> None:
     result = made.run("train", {"arrays": client.model.initial()}, {"server-round": 1}, range(5))
     assert result.metrics["gradients"].tolist() == [3 * n for n in RAGGED]
     assert result.metrics["train_loss"].isfinite().all()
+
+
+def test_plans_of_another_form_are_refused_where_clients_share_a_block() -> None:
+    """Mapped, one plan serves a block; one by one, each client has its own (above)."""
+    client = Brittle(NoParams(), functional(), classification())
+    made = cohorts(client, federation((1, 3)), path="mapped")
+    with pytest.raises(RunFailed, match=r"which only engine\.path"):
+        made.run("train", {"arrays": START}, {}, [0, 1])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedsim.errors import UserError
+from fedsim.errors import ScenarioError, UserError
 from fedsim.runner import check_specs
 from fedsim.scenario import Scenario
 from fedsim.setup import Setup, prepare
@@ -150,3 +150,29 @@ def test_a_file_that_changed_between_two_calls_is_read_again(tmp_path: Path) -> 
         check_specs(specs)
         sizes.append(len(prepare(specs[0].scenario).data.train))
     assert sizes[1] > sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"early_stopping": {"metric": "validation/nll"}}, "the data has no validation split"),
+        ({"early_stopping": {"metric": "test/nope"}}, "test has accuracy, brier, ece, nll"),
+        ({"model": {"name": "linear", "outputs": 3}}, "has outputs for 3 classes; digits has 10"),
+        ({"strategy": {"name": "FedAvg", "fraction_train": 5.0}}, "must be in [0, 1], not 5"),
+        ({"strategy": {"name": "Bulyan", "num_malicious_nodes": 1}}, "needs 4·1 + 3 = 7 replies"),
+    ],
+)
+def test_what_would_fail_or_wait_in_the_first_round_is_refused(
+    changes: dict[str, Any], said: str
+) -> None:
+    scenario = {
+        "rounds": 1,
+        "data": {"name": "digits", "rows": 200},
+        "partition": {"name": "iid", "clients": 4},
+        "model": "softmax",
+        "task": "classification",
+        "strategy": "fedavg",
+    }
+    with pytest.raises(ScenarioError) as caught:
+        prepare(Scenario.from_dict(scenario | changes).expand()[0].scenario)
+    assert said in str(caught.value)

@@ -194,3 +194,23 @@ def test_norms_of_one_example_are_fine(module: nn.Module) -> None:
     together = model.apply(model.initial(), x)
     alone = torch.cat([model.apply(model.initial(), x[i : i + 1]) for i in range(6)])
     torch.testing.assert_close(together, alone)
+
+
+class Counting(nn.Module):
+    """Remembers how often it was called."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x)  # type: ignore[no-any-return]
+
+
+def test_a_buffer_that_changes_is_refused() -> None:
+    with pytest.raises(UserError, match="changes its buffer 'calls'"):
+        FunctionalModel(Counting(), EXAMPLE)
