@@ -158,6 +158,7 @@ class FunctionalModel:
             raise UserError(
                 "the model draws random numbers in its forward pass outside nn.Dropout layers;"
                 " fedsim can only repeat a run whose noise it draws itself: use nn.Dropout modules"
+                " (and dropout=0 in attention, recurrent and transformer layers)"
             )
 
 
