@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedsim.errors import RunFailed
 from fedsim.grids.inline import partition_of
-from fedsim.messages import Arrays, Broadcast, Replies, to_record, to_tensors
+from fedsim.messages import Arrays, Broadcast, Replies, stack, to_record, to_tensors
 from fedsim.random import seeded_globals
 from fedsim.server.check import Checked, check_replies, finite
 from fedsim.server.evaluation import Evaluator
@@ -284,13 +284,13 @@ class RoundLoop:
         key = weight_key(self.strategy)
         checked = check_replies(replies, asked, ReplySchema({}, frozenset({key}), key), record)
         self._report_failures(server_round, "evaluate", checked, len(asked))
-        if isinstance(checked.replies, Replies):
-            self.recorder.log_client_metrics(
-                server_round,
-                "client",
-                [partition_of(n) for n in checked.replies.node_ids],
-                {k: v.tolist() for k, v in checked.replies.metrics.items() if v.ndim == 1},
-            )
+        stacked = stack(checked.replies)
+        self.recorder.log_client_metrics(
+            server_round,
+            "client",
+            [partition_of(n) for n in stacked.node_ids],
+            {k: v.tolist() for k, v in stacked.metrics.items() if v.ndim == 1},
+        )
         metrics = self.strategy.aggregate_evaluate(server_round, checked.replies)
         return {} if metrics is None else self._log(server_round, "client", _floats(metrics))
 
