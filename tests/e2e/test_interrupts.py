@@ -108,12 +108,25 @@ def test_interrupt_ends_even_a_single_long_operation(fedsim: Command) -> None:
     assert RunStore().open(folder.name).status == "interrupted"
 
 
+def wait_for_torch(pid: int) -> None:
+    """Returns when the command imports torch: it listens to signals, and no run has begun."""
+    maps = Path(f"/proc/{pid}/maps")
+    if not maps.exists():  # not Linux
+        time.sleep(0.8)
+        return
+    for _ in range(6000):
+        if "libtorch" in maps.read_text():
+            return
+        time.sleep(0.005)
+    raise AssertionError("the command never imported torch")
+
+
 def test_interrupt_before_the_first_run_writes_nothing(fedsim: Command) -> None:
     write(SMALL)
     process = start("run", "scenario.yaml")
-    time.sleep(0.8)
+    wait_for_torch(process.pid)
     status, _, err = stop(process, signal.SIGINT)
-    assert status == 130
+    assert status == 130, err
     assert "Traceback" not in err
     assert not Path("runs").exists()
 
