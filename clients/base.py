@@ -140,25 +140,36 @@ class Plan:
     chains: int = 0
 
 
-class Client(ABC):
-    """What one client does on a message. Subclasses are stateless: all state is passed in and out.
+class _Declared(ABC):
+    """What a client says of itself, beside what it does.
 
     Params: the client's section of a scenario. honours: the message settings it obeys, so that a
     strategy that sends others is refused; requires: those it cannot do without, so that a strategy
     that does not send them is refused. metrics: what its replies report beside "num-examples".
-    personalised: whether evaluation depends on the client's own state.
     """
 
     Params: ClassVar[type[errors.Params]]
     honours: ClassVar[frozenset[str]] = frozenset()
     requires: ClassVar[frozenset[str]] = frozenset()
     metrics: ClassVar[frozenset[str]] = frozenset()
-    personalised: ClassVar[bool] = False
 
     def __init__(self, params: errors.Params, model: FunctionalModel, task: Task) -> None:
         self.params = params
         self.model = model
         self.task = task
+
+    def initial_client_state(self) -> Arrays:
+        """Returns the state of a client that was never asked before."""
+        return {}
+
+
+class Client(_Declared):
+    """What one client does on a message. Subclasses are stateless: all state is passed in and out.
+
+    personalised: whether evaluation depends on the client's own state.
+    """
+
+    personalised: ClassVar[bool] = False
 
     def plan(self, n_examples: int, config: Config) -> Plan:
         """Returns the work that a message with this config asks of a client of n_examples rows."""
@@ -179,10 +190,6 @@ class Client(ABC):
     def finish(self, state: State) -> tuple[Reply, Arrays]:
         """Returns what is sent back and what stays here."""
         raise NotImplementedError
-
-    def initial_client_state(self) -> Arrays:
-        """Returns the state of a client that was never asked before."""
-        return {}
 
     def evaluate(
         self, records: dict[str, Arrays], client_state: Arrays, batch: Batch
@@ -220,22 +227,8 @@ def weighted_mean_loss(losses: Tensor, weight: Tensor) -> Tensor:
     return (losses * weight).sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
 
 
-class DirectClient(ABC):
+class DirectClient(_Declared):
     """A client that is no gradient loop (a bandit's pull, a histogram): computed one by one."""
-
-    Params: ClassVar[type[errors.Params]]
-    honours: ClassVar[frozenset[str]] = frozenset()
-    requires: ClassVar[frozenset[str]] = frozenset()
-    metrics: ClassVar[frozenset[str]] = frozenset()
-
-    def __init__(self, params: errors.Params, model: FunctionalModel, task: Task) -> None:
-        self.params = params
-        self.model = model
-        self.task = task
-
-    def initial_client_state(self) -> Arrays:
-        """Returns the state of a client that was never asked before."""
-        return {}
 
     def train(
         self,

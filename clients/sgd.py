@@ -73,7 +73,7 @@ class SGD(Client):
     def plan(self, n_examples: int, config: Config) -> Plan:
         """One minibatch a step; the config may hold proximal-mu and must hold server-round."""
         p = self.params
-        size = min(p.batch_size or n_examples, n_examples) if p.batch_size is None else p.batch_size
+        size = p.batch_size or n_examples
         per_epoch = -(-n_examples // max(size, 1))
         steps = p.steps or p.epochs * per_epoch
         kind = Batching("full") if p.batch_size is None else Batching("epochs", size)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -166,7 +166,7 @@ def _go(
     console: Console | None,
     number: int = 1,
     count: int = 1,
-    loaded: object = None,
+    loaded: tuple[int, dict[str, torch.Tensor], Any] | None = None,
 ) -> Run:
     """Loops to the end and writes what the run leaves behind."""
     from rich.console import Console
@@ -191,7 +191,7 @@ def _go(
             console=console or Console(stderr=True, quiet=quiet),
             run=number,
             runs=count,
-            start=loaded[0] if isinstance(loaded, tuple) else 0,
+            start=loaded[0] if loaded else 0,
         ) as progress:
             loop = RoundLoop(
                 setup.strategy,
@@ -202,7 +202,7 @@ def _go(
                 evaluator,
                 progress.update,
             )
-            if isinstance(loaded, tuple):
+            if loaded:
                 loop.load(loaded[1], loaded[2])
             started = time.monotonic()
             state = loop.run()

@@ -30,7 +30,7 @@ from fedsim.scenario.components import Imported
 from fedsim.server.evaluation import metric_names
 from fedsim.server.loop import LoopConfig, Stopping
 from fedsim.strategies.base import Strategy
-from fedsim.strategies.flower import build_flower, default_client, flower_params, objections
+from fedsim.strategies.flower import DEFAULT_CLIENT, build_flower, flower_params, objections
 
 KEPT_DATA = 4
 """Data sets kept in memory for the scenario's next runs."""
@@ -275,7 +275,7 @@ def build_client(
         raise UserError(
             f"client {params.name} is neither a fedsim Client class nor a Flower ClientApp"
         )
-    name = getattr(strategy, "client", None) or default_client(type(strategy).__name__)
+    name = getattr(strategy, "client", None) or DEFAULT_CLIENT
     if params is not None:
         name = str(getattr(params, "name", ""))
     kind = registry.load("clients", name)

@@ -25,7 +25,8 @@ from fedsim.errors import Params, UserError
 from fedsim.messages import Arrays, to_tensors
 from fedsim.strategies.base import Exchange, ReplySchema, Strategy
 
-_DEFAULT_CLIENT = "sgd"
+DEFAULT_CLIENT = "sgd"
+"""Serves a strategy of Flower's when the scenario names no client."""
 
 # Attributes that change from round to round, by the class that introduces them.
 _STATE: dict[type, tuple[str, ...]] = {
@@ -313,8 +314,3 @@ def _decode(key: str, tag: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     if kind == "list":
         return [_decode(f"{key}/{i}", v, tensors) for i, v in enumerate(tag["items"])]
     return tag["value"]
-
-
-def default_client(strategy_name: str) -> str:
-    """Returns the client that serves a strategy of Flower's when the scenario names none."""
-    return _DEFAULT_CLIENT

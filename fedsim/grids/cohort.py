@@ -51,10 +51,12 @@ class Execution:
     why: str = ""
 
 
-def choose_path(model: FunctionalModel, device: torch.device, asked: str) -> tuple[Path, str]:
+def choose_path(
+    model: FunctionalModel, device: torch.device, asked: Path | Literal["auto"]
+) -> tuple[Path, str]:
     """Returns the path and the reason for it."""
-    if asked == "mapped" or asked == "one_by_one":
-        return asked, "asked for by the scenario"  # type: ignore[return-value]
+    if asked != "auto":
+        return asked, "asked for by the scenario"
     if model.convolutional and device.type == "cpu":
         return "one_by_one", "convolutions on a CPU gain nothing from mapping"
     if model.num_parameters > ONE_BY_ONE_PARAMETERS:
@@ -293,6 +295,12 @@ class Cohorts:
         stacked = tree_map(lambda *t: torch.stack(t), *replies.values())
         return CohortResult(list(replies), stacked.records, _metrics(stacked.metrics), errors)
 
+    def _whole(self, rows: np.ndarray[Any, Any]) -> Batch:
+        """Returns these rows of the table as one batch, which stands for nothing but itself."""
+        table, index = self.shards.table, torch.from_numpy(rows)
+        one = torch.ones((), dtype=table.weight.dtype)
+        return Batch(table.x[index], table.y[index], table.weight[index], one)
+
     def _direct(
         self,
         client: DirectClient,
@@ -302,10 +310,7 @@ class Cohorts:
         partitions: Sequence[int],
     ) -> CohortResult:
         def work(partition: int) -> tuple[Reply, Arrays] | str:
-            rows = torch.from_numpy(self.shards.rows(partition))
-            table = self.shards.table
-            one = torch.ones((), dtype=table.weight.dtype)
-            shard = Batch(table.x[rows], table.y[rows], table.weight[rows], one)
+            shard = self._whole(self.shards.rows(partition))
             rng = stream.generator("client", partition, 0, 0)
             try:
                 reply, kept = client.train(
@@ -350,9 +355,7 @@ class Cohorts:
             job: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], Arrays],
         ) -> list[dict[str, Tensor]]:
             index, _, state = job
-            table, at_rows = self.shards.table, torch.from_numpy(index)
-            one = torch.ones((), dtype=table.weight.dtype)
-            batch = Batch(table.x[at_rows], table.y[at_rows], table.weight[at_rows], one)
+            batch = self._whole(index)
             with torch.no_grad():
                 if not chains:
                     return [client.evaluate(records, state, batch)]

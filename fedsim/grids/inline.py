@@ -173,7 +173,8 @@ class InlineGrid(Grid):
         self._handled[node_id] = count + 1
         private = _copy_message(message)
         # A ClientApp draws from global generators: keyed here, so that order does not matter.
-        with seeded_globals(self._seed, "client-app", partition, count), _torch_fork():
+        stream = seeded_globals(self._seed, "client-app", partition, count)
+        with stream, torch.random.fork_rng(devices=[]):
             torch.manual_seed(integer(self._seed, "client-app-torch", partition, count))
             try:
                 reply = app(private, context)
@@ -278,10 +279,6 @@ def _copy_message(message: Message) -> Message:
         else:
             content[key] = copy.deepcopy(record)
     return Message(content=content, metadata=copy.copy(message.metadata))  # type: ignore[call-overload, no-any-return]
-
-
-def _torch_fork() -> Any:
-    return torch.random.fork_rng(devices=[])
 
 
 def _jsonable(value: Any) -> Any:
