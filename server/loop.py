@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
 
 from fedsim.errors import RunFailed
-from fedsim.grids.inline import partition_of
+from fedsim.grids.nodes import partition_of
 from fedsim.messages import Arrays, Broadcast, Replies, stack, to_record, to_tensors
 from fedsim.random import seeded_globals
 from fedsim.server.check import Checked, check_replies, finite

@@ -30,7 +30,8 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedsim import _flower
-from fedsim.grids.inline import InlineGrid, node_of, partition_of
+from fedsim.grids.inline import InlineGrid
+from fedsim.grids.nodes import node_of, partition_of
 from fedsim.messages import to_tensors
 from fedsim.server.loop import LoopConfig, RoundLoop
 from fedsim.strategies import fedavg as ours

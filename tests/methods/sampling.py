@@ -15,8 +15,9 @@ from fedsim.clients import fahmc
 from fedsim.clients.base import Batching, Client
 from fedsim.data import DataInfo, Examples, FederatedData
 from fedsim.grids.cohort import Cohorts, Execution
-from fedsim.grids.inline import InlineGrid, partition_of
+from fedsim.grids.inline import InlineGrid
 from fedsim.grids.lanes import SHARED, Stream, positions
+from fedsim.grids.nodes import partition_of
 from fedsim.grids.shards import Shards
 from fedsim.messages import Arrays
 from fedsim.models import TASKS, build_model, build_task
