@@ -47,7 +47,7 @@ class AppNodes:
         node_id = message.metadata.dst_node_id
         if not 0 <= partition_of(node_id) < self._num_nodes:
             return Message(Error(ERROR_CODE, "no such node"), reply_to=message)
-        context = self._context(node_id)
+        context = self.context(node_id)
         partition, count = partition_of(node_id), self._handled.get(node_id, 0)
         self._handled[node_id] = count + 1
         private = _copy_message(message)
@@ -66,7 +66,8 @@ class AppNodes:
             return Message(Error(ERROR_CODE, reason), reply_to=message)
         return reply
 
-    def _context(self, node_id: int) -> Context:
+    def context(self, node_id: int) -> Context:
+        """Returns the Context that the node keeps."""
         if node_id not in self._contexts:
             partition = partition_of(node_id)
             self._contexts[node_id] = Context(
@@ -102,7 +103,7 @@ class AppNodes:
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor], plain: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         for node_id, records in plain["nodes"].items():
-            state = self._context(int(node_id)).state
+            state = self.context(int(node_id)).state
             for i, (key, kind, values) in enumerate(records):
                 if kind == "array":
                     state[key] = to_record({n: tensors[f"{node_id}/{i}/{n}"] for n in values})

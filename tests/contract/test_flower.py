@@ -286,7 +286,7 @@ def test_state_of_every_kind_comes_back() -> None:
 
     other = app_grid()
     other.load_state_dict(tensors, exact.loads(exact.dumps(plain)))
-    before, after = grid._context(4).state, other._context(4).state
+    before, after = grid._apps.context(4).state, other._apps.context(4).state
     assert list(before) == list(after) == ["asked", "personal/bias", "notes"]
     assert dict(after["notes"]) == {"raw": b"\x00\xff", "words": ["a", "b"], "n": 1.5}
     assert dict(after["asked"]) == {"times": 1}
