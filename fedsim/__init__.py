@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedsim.clients.base import Client, DirectClient
-    from fedsim.data import DataInfo, Examples, FederatedData
+    from fedsim.data import DataInfo, Examples, FederatedData, Partition
     from fedsim.errors import FedsimError, Params, RunFailed, ScenarioError, UserError
     from fedsim.runner import resume, run, run_all
     from fedsim.runs import Run, RunStore
@@ -38,6 +38,7 @@ __all__ = [
     "FederatedData",
     "FedsimError",
     "Params",
+    "Partition",
     "Run",
     "RunFailed",
     "RunStore",
@@ -53,7 +54,7 @@ __all__ = [
 
 _HOMES = {
     "fedsim.clients.base": ("Client", "DirectClient"),
-    "fedsim.data": ("DataInfo", "Examples", "FederatedData"),
+    "fedsim.data": ("DataInfo", "Examples", "FederatedData", "Partition"),
     "fedsim.errors": ("FedsimError", "Params", "RunFailed", "ScenarioError", "UserError"),
     "fedsim.runner": ("resume", "run", "run_all"),
     "fedsim.runs": ("Run", "RunStore"),

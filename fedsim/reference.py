@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.build import pooled
 from fedsim.metrics import distances, nuts
 from fedsim.metrics.posterior import scalar_names
 from fedsim.random import integer
@@ -117,14 +118,13 @@ def pooled_nuts(setup: Setup) -> Floats:
     Runs of one scenario that differ in their sampler alone share one reference.
     """
     params = _params(setup)
-    rows = np.sort(np.concatenate(setup.data.shards))
-    examples = setup.data.train.take(rows)
+    examples = pooled(setup.data.train, setup.data.shards)
     shapes = tuple(setup.model.shapes.values())
     key = (id(setup.data), shapes, params.prior_precision, params.temperature, setup.seed)
     if key not in _nuts_draws:
         _nuts_draws.clear()
         drawn = nuts.linear_posterior(
-            examples.x.reshape(len(rows), -1).astype(np.float64),
+            examples.x.reshape(len(examples), -1).astype(np.float64),
             examples.y,
             examples.weights(),
             list(shapes),

@@ -11,6 +11,7 @@ from fedsim.data.base import DataParams, ImageParams, Source, SplitParams, Table
 from fedsim.data.build import build_data
 from fedsim.data.describe import describe
 from fedsim.data.examples import DataInfo, Examples, FederatedData
+from fedsim.data.partition import Partition
 from fedsim.data.partitions import PARTITIONS, PartitionParams
 from fedsim.data.sets import DATASETS
 
@@ -22,6 +23,7 @@ __all__ = [
     "Examples",
     "FederatedData",
     "ImageParams",
+    "Partition",
     "PartitionParams",
     "Source",
     "SplitParams",

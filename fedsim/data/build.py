@@ -8,7 +8,8 @@ import numpy as np
 
 from fedsim.data import ood, scale
 from fedsim.data.base import DataParams, ImageParams, Source, SplitParams, TableParams
-from fedsim.data.examples import DataInfo, Examples, FederatedData, Rows
+from fedsim.data.examples import DataInfo, Examples, FederatedData
+from fedsim.data.partition import Partition
 from fedsim.data.partitions.base import PartitionParams, hold_out, rows_by_owner
 from fedsim.data.partitions.natural import Given
 from fedsim.data.sets.custom import Custom
@@ -44,7 +45,6 @@ def build_data(data: Params, partition: Params, seed: int) -> FederatedData:
     shards, holdouts = _partitioned(source, partition, partition_seed)
     if isinstance(data, SplitParams) and not data.allow_missing_classes:
         check_classes(source, shards)
-    used = source.examples.take(np.sort(np.concatenate(shards)))
     return FederatedData(
         info=source.info,
         train=source.examples,
@@ -53,16 +53,22 @@ def build_data(data: Params, partition: Params, seed: int) -> FederatedData:
         validation=source.validation,
         test=source.test,
         ood=odd,
-        truth={} if source.truth is None else source.truth(used),
+        truth={} if source.truth is None else source.truth(pooled(source.examples, shards)),
     )
 
 
-def check_classes(source: Source, shards: tuple[Rows, ...]) -> None:
+def pooled(examples: Examples, shards: Partition) -> Examples:
+    """Returns the examples of all clients together, in the order of their rows."""
+    assert shards.rows is not None
+    return examples.take(np.sort(shards.rows))
+
+
+def check_classes(source: Source, shards: Partition) -> None:
     """Raises UserError if no client trains on some class that the data declares."""
-    if source.info.target != "class" or source.info.num_classes is None:
+    if source.info.target != "class" or source.info.num_classes is None or shards.rows is None:
         return
-    held = np.unique(source.examples.y[np.concatenate(shards)])
-    missing = np.setdiff1d(np.arange(source.info.num_classes), held)
+    held = np.bincount(source.examples.y[shards.rows], minlength=source.info.num_classes)
+    missing = np.flatnonzero(held == 0)
     if not len(missing):
         return
     names = source.info.class_names
@@ -78,13 +84,13 @@ def check_classes(source: Source, shards: tuple[Rows, ...]) -> None:
 
 def _partitioned(
     source: Source, partition: PartitionParams, seed: int
-) -> tuple[tuple[Rows, ...], tuple[Rows, ...] | None]:
+) -> tuple[Partition, Partition | None]:
     owner, clients = partition.assign(source.examples, source.info, seed)
     shards = rows_by_owner(owner, clients)
-    smallest = min(range(clients), key=lambda client: len(shards[client]))
-    if len(shards[smallest]) < partition.min_size:
+    smallest = int(np.argmin(shards.sizes))
+    if shards.sizes[smallest] < partition.min_size:
         raise UserError(
-            f"partition.min_size: client {smallest} has {len(shards[smallest])} rows, less than "
+            f"partition.min_size: client {smallest} has {shards.sizes[smallest]} rows, less than "
             f"{partition.min_size}; use fewer clients, a smaller min_size or another partition"
         )
     return hold_out(shards, partition.holdout, seed)
@@ -140,7 +146,7 @@ def _as_given(made: FederatedData, data: Custom, partition: PartitionParams) -> 
             f"partition.clients: {partition.clients} clients and {data.factory} returns "
             f"{made.clients}; leave it out"
         )
-    smallest = min(len(rows) for rows in made.shards)
+    smallest = int(made.shards.sizes.min())
     if smallest < partition.min_size:
         raise UserError(
             f"partition.min_size: the smallest client of {data.factory} has {smallest} rows, less "

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.data.examples import DataInfo, Examples, FederatedData
+from fedsim.data.partition import Partition
 from fedsim.errors import UserError
 
 
@@ -80,25 +81,37 @@ def check_federated(data: FederatedData, where: str) -> FederatedData:
             f"{where}: {len(data.holdouts)} holdouts and {len(data.shards)} shards; there is one "
             "of each for every client"
         )
-    groups = {"shards": data.shards, "holdouts": data.holdouts or ()}
+    groups = {"shards": data.shards}
+    if data.holdouts is not None:
+        groups["holdouts"] = data.holdouts
     for name, group in groups.items():
-        for client, rows in enumerate(group):
-            bad = not isinstance(rows, np.ndarray) or rows.ndim != 1 or rows.dtype.kind not in "iu"
-            if bad or (len(rows) and not 0 <= rows.min() <= rows.max() < len(data.train)):
-                raise UserError(
-                    f"{where}: {name}[{client}] must be a 1-d integer array of rows, "
-                    f"0..{len(data.train) - 1}"
-                )
-            if name == "shards" and len(rows) == 0:
-                raise UserError(f"{where}: client {client} has no rows to train on")
-    everything = np.concatenate([rows for group in groups.values() for rows in group])
-    if len(np.unique(everything)) != len(everything):
+        checked[name] = _check_rows(group, f"{where}: {name}", len(data.train))
+    if not data.shards.sizes.all():
+        empty = int(np.flatnonzero(data.shards.sizes == 0)[0])
+        raise UserError(f"{where}: client {empty} has no rows to train on")
+    everything = np.concatenate([checked[name].rows for name in groups])
+    if np.bincount(everything).max() > 1:
         raise UserError(f"{where}: some row of train is in more than one shard or holdout")
-    for name, group in groups.items():
-        checked[name] = tuple(np.sort(rows).astype(np.int64) for rows in group)
-    if data.holdouts is None:
-        checked["holdouts"] = None
     return replace(data, **checked)
+
+
+def _check_rows(partition: Partition, where: str, n: int) -> Partition:
+    """Returns the partition with each client's rows sorted, all of them in 0..n-1."""
+    rows, offsets = partition.rows, partition.offsets
+    if rows is None:
+        raise UserError(f"{where} has offsets and no rows; without rows, make(client) is needed")
+    if offsets[0] != 0 or offsets[-1] != len(rows) or (np.diff(offsets) < 0).any():
+        raise UserError(f"{where}: offsets must go from 0 up to the {len(rows)} rows")
+    owners = partition.owners()
+    outside = np.flatnonzero((rows < 0) | (rows >= n))
+    if len(outside):
+        raise UserError(
+            f"{where}[{owners[outside[0]]}] must hold rows of train, 0..{n - 1}, and holds"
+            f" {rows[outside[0]]}"
+        )
+    if ((np.diff(rows) < 0) & (np.diff(owners) == 0)).any():
+        rows = rows[np.lexsort((rows, owners))]
+    return Partition(rows, offsets)
 
 
 def _need_arrays(where: str, **arrays: Any) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedsim.data.examples import Array, FederatedData
+from fedsim.data.partition import Rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,9 +15,23 @@ if TYPE_CHECKING:
 CLIENT_COLUMNS = ("client", "rows", "holdout", "weight")
 """The columns of `describe` for any data; those of the targets come after them."""
 
+MAX_LISTED, MAX_MADE = 10_000, 100
+"""Clients that a table lists at most: of a table's rows, of rows that are made for it."""
 
-def describe(data: FederatedData) -> pd.DataFrame:
-    """Returns a DataFrame with one row per client.
+
+def listed(data: FederatedData, most: int | None = None) -> Rows:
+    """Returns the clients that a table or picture shows: all, or `most` evenly spaced ones."""
+    limit = MAX_LISTED if data.make is None else MAX_MADE
+    return spaced(data.clients, min(limit, most or limit))
+
+
+def spaced(n: int, most: int) -> Rows:
+    """Returns 0..n-1, or `most` evenly spaced ones of them with the first and the last."""
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))
+
+
+def describe(data: FederatedData, clients: Rows | None = None) -> pd.DataFrame:
+    """Returns a DataFrame with one row per client, or per one of `clients`.
 
     Columns: client (0..N-1), rows (that it trains on), holdout (that it evaluates on), weight
     (sum of its training rows' importance weights), and for classes one column of row counts per
@@ -24,29 +39,53 @@ def describe(data: FederatedData) -> pd.DataFrame:
     """
     import pandas as pd
 
-    weights = data.train.weights()
-    held = data.holdouts or tuple(np.zeros(0, np.int64) for _ in data.shards)
+    clients = np.arange(data.clients) if clients is None else clients
+    y, weights, owner = targets_of(data, clients)
+    sizes = data.shards.sizes[clients]
+    n = len(clients)
     table: dict[str, Array] = {
-        "client": np.arange(data.clients),
-        "rows": np.array([len(rows) for rows in data.shards]),
-        "holdout": np.array([len(rows) for rows in held]),
-        "weight": np.array([weights[rows].sum() for rows in data.shards]),
+        "client": clients,
+        "rows": sizes,
+        "holdout": np.zeros(n, np.int64) if data.holdouts is None else data.holdouts.sizes[clients],
+        "weight": np.bincount(owner, weights, n),
     }
     if data.info.target == "class":
-        counts = class_counts(data)
+        counts = _counts(y, owner, n, data.info.num_classes or 0)
         for label, name in enumerate(class_names(data)):
             table[name if name not in table else f"class {name}"] = counts[:, label]
     elif data.info.target == "real":
-        targets = [data.train.y[rows].astype(np.float64) for rows in data.shards]
-        table["target_mean"] = np.array([y.mean() if len(y) else np.nan for y in targets])
-        table["target_sd"] = np.array([y.std() if len(y) else np.nan for y in targets])
+        targets = y.reshape(len(owner), -1).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # NaN without rows
+            mean = np.bincount(owner, targets.mean(1), n) / sizes
+            spread = ((targets - mean[owner, None]) ** 2).mean(1)
+            table["target_mean"] = mean
+            table["target_sd"] = np.sqrt(np.bincount(owner, spread, n) / sizes)
     return pd.DataFrame(table)
 
 
-def class_counts(data: FederatedData) -> Array:
+def targets_of(data: FederatedData, clients: Rows) -> tuple[Array, Array, Rows]:
+    """Returns the clients' training rows as y (n, ...), weights (n,) and places in `clients`."""
+    if data.make is None:
+        shards = data.shards.take(clients)
+        weights = np.ones(shards.total)
+        if data.train.weight is not None:
+            weights = data.train.weights()[shards.rows]
+        return data.train.y[shards.rows], weights, shards.owners()
+    made = [data.make(int(client)) for client in clients]
+    owner = np.repeat(np.arange(len(made)), [len(m) for m in made])
+    return np.concatenate([m.y for m in made]), np.concatenate([m.weights() for m in made]), owner
+
+
+def class_counts(data: FederatedData, clients: Rows | None = None) -> Array:
     """Returns (clients, classes) int64: how many training rows of each class a client has."""
-    classes = data.info.num_classes or 0
-    return np.stack([np.bincount(data.train.y[rows], minlength=classes) for rows in data.shards])
+    clients = np.arange(data.clients) if clients is None else clients
+    y, _, owner = targets_of(data, clients)
+    return _counts(y, owner, len(clients), data.info.num_classes or 0)
+
+
+def _counts(y: Rows, owner: Rows, clients: int, classes: int) -> Array:
+    flat = np.bincount(owner * classes + y, minlength=clients * classes)
+    return flat.reshape(clients, classes)
 
 
 def class_names(data: FederatedData) -> tuple[str, ...]:
@@ -57,17 +96,17 @@ def class_names(data: FederatedData) -> tuple[str, ...]:
 def summary(data: FederatedData) -> str:
     """Returns one line: the data set, its sizes, and which out-of-distribution set was built."""
     info = data.info
-    sizes = np.array([len(rows) for rows in data.shards])
+    sizes = data.shards.sizes
     shape = " × ".join(map(str, info.input_shape))
     spread = f"{sizes.min()} to {sizes.max()} rows (median {np.median(sizes):g})"
     if sizes.min() == sizes.max():
         spread = "1 row each" if sizes.max() == 1 else f"{sizes.max()} rows each"
     parts = [
         f"{info.name}: {sizes.sum():,} training rows of {shape} features",
-        f"{len(sizes)} clients of {spread}",
+        f"{len(sizes):,} clients of {spread}",
     ]
     if data.holdouts is not None:
-        parts.append(f"{sum(map(len, data.holdouts)):,} held out by clients")
+        parts.append(f"{data.holdouts.total:,} held out by clients")
     for name, part in (("validation", data.validation), ("test", data.test)):
         if part is not None:
             parts.append(f"{len(part):,} {name} rows")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.partition import Partition
+
 Array = NDArray[Any]
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,23 +80,32 @@ class FederatedData:
     """Examples and who holds them.
 
     info: what is known of the data set.
-    train: every example that some client may hold.
-    shards: for each client the sorted int64 rows of `train` that it trains on; disjoint.
+    train: every example that some client may hold; with `make` a few that stand for them.
+    shards: for each client the sorted int64 rows of `train` that it trains on; disjoint. Tuples
+        and lists of arrays become a Partition. With `make` its rows are None.
     holdouts: for each client the sorted rows of `train` that it evaluates on, disjoint from
         all shards; None where the partition holds nothing out.
     validation, test, ood: held by the server; None where the scenario asks for none.
     truth: what a generator knows of the answer, computed for exactly the rows in `shards`:
         the posterior's "mean" and "cov", generating "coefficients", …; empty for real data.
+    make: returns the examples that a client (0..N-1) trains on, as many as `shards` says and the
+        same ones at each call, from any thread; None where `train` holds them all.
     """
 
     info: DataInfo
     train: Examples
-    shards: tuple[Rows, ...]
-    holdouts: tuple[Rows, ...] | None = None
+    shards: Partition
+    holdouts: Partition | None = None
     validation: Examples | None = None
     test: Examples | None = None
     ood: Examples | None = None
     truth: Mapping[str, Array] = field(default_factory=dict)
+    make: Callable[[int], Examples] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shards", Partition.of(self.shards))
+        if self.holdouts is not None:
+            object.__setattr__(self, "holdouts", Partition.of(self.holdouts, "holdouts"))
 
     @property
     def clients(self) -> int:
@@ -104,6 +114,8 @@ class FederatedData:
 
     def shard(self, client: int) -> Examples:
         """Returns the examples that a client trains on."""
+        if self.make is not None:
+            return self.make(client)
         return self.train.take(self.shards[client])
 
     def holdout(self, client: int) -> Examples:

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsim.data.describe import class_counts, class_names, describe, summary
-from fedsim.data.examples import Array, FederatedData
+from fedsim.data.describe import (
+    class_counts,
+    class_names,
+    describe,
+    listed,
+    spaced,
+    summary,
+    targets_of,
+)
+from fedsim.data.examples import FederatedData
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MAX_BARS = 60
+MAX_COLUMNS = 2000
 MAX_CLASSES_SHOWN = 12
 INK, MUTED, GRID, BLUE = "#222222", "#666666", "#dddddd", "#3b6ea8"
 STYLE: Any = {
@@ -37,9 +46,10 @@ def show_table(data: FederatedData, max_clients: int = 50) -> Table:
     """Returns a Rich table with one line per client, the first `max_clients` of them."""
     from rich.table import Table
 
-    frame = describe(data)
+    clients = np.arange(min(data.clients, max_clients))
+    frame = describe(data, clients)
     if len(frame.columns) > 4 + MAX_CLASSES_SHOWN:
-        counts = class_counts(data)
+        counts = class_counts(data, clients)
         frame = frame.iloc[:, :4].assign(classes=(counts > 0).sum(axis=1))
     if data.holdouts is None:
         frame = frame.drop(columns="holdout")
@@ -48,12 +58,12 @@ def show_table(data: FederatedData, max_clients: int = 50) -> Table:
     table = Table(title=summary(data), title_justify="left")
     for name in frame.columns:
         table.add_column(str(name), justify="right")
-    for row in frame.head(max_clients).itertuples(index=False):
+    for row in frame.itertuples(index=False):
         table.add_row(
             *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row)
         )
-    if len(frame) > max_clients:
-        table.caption = f"… and {len(frame) - max_clients} more clients"
+    if data.clients > max_clients:
+        table.caption = f"… and {data.clients - max_clients:,} more clients"
     return table
 
 
@@ -133,17 +143,18 @@ def _stacked_bars(axes: Axes, data: FederatedData) -> None:
 def _shades(figure: Figure, axes: Axes, data: FederatedData) -> None:
     from matplotlib.colors import LogNorm
 
-    counts, names = class_counts(data), class_names(data)
-    largest_first = np.argsort(-counts.sum(axis=1), kind="stable")
+    largest_first = np.argsort(-data.shards.sizes, kind="stable")
+    shown = largest_first[spaced(data.clients, len(listed(data, MAX_COLUMNS)))]
+    counts, names = class_counts(data, shown), class_names(data)
     image = axes.imshow(
-        np.ma.masked_equal(counts[largest_first].T, 0),
+        np.ma.masked_equal(counts.T, 0),
         aspect="auto",
         cmap="YlGnBu",
         norm=LogNorm(vmin=0.8, vmax=max(float(counts.max()), 2.0)),
         interpolation="nearest",
         origin="lower",
     )
-    axes.set_xlabel("client, the largest first")
+    axes.set_xlabel(f"client, the largest first{_of(len(shown), data.clients)}")
     axes.set_ylabel("class")
     if len(names) <= 20:
         axes.set_yticks(np.arange(len(names)), names)
@@ -152,7 +163,8 @@ def _shades(figure: Figure, axes: Axes, data: FederatedData) -> None:
 
 
 def _boxes(axes: Axes, data: FederatedData) -> None:
-    targets = [_flat_target(data, rows) for rows in data.shards]
+    y, _, owner = targets_of(data, np.arange(data.clients))
+    targets = [y[owner == client].reshape(-1) for client in range(data.clients)]
     axes.boxplot(
         targets,
         positions=np.arange(len(targets)),
@@ -164,9 +176,9 @@ def _boxes(axes: Axes, data: FederatedData) -> None:
         whiskerprops={"color": BLUE},
         capprops={"color": BLUE},
     )
-    for client, rows in enumerate(data.shards):
+    for client, size in enumerate(data.shards.sizes):
         axes.annotate(
-            str(len(rows)),
+            str(size),
             (client, 1.0),
             xycoords=("data", "axes fraction"),
             ha="center",
@@ -180,21 +192,22 @@ def _boxes(axes: Axes, data: FederatedData) -> None:
 
 
 def _sizes(axes: Axes, data: FederatedData) -> None:
-    sizes = np.array([len(rows) for rows in data.shards])
+    sizes = data.shards.sizes
     many = len(sizes) > MAX_BARS
-    axes.bar(
-        np.arange(len(sizes)),
-        np.sort(sizes)[::-1] if many else sizes,
-        width=1.0 if many else 0.85,
-        color=BLUE,
-    )
+    if many:
+        sizes = np.sort(sizes)[::-1][spaced(len(sizes), MAX_COLUMNS)]
+    axes.bar(np.arange(len(sizes)), sizes, width=1.0 if many else 0.85, color=BLUE)
     axes.set_ylabel("training rows")
     _whole_numbers(axes)
     axes.margins(x=0.01)
     if many:
-        axes.set_xlabel("client, the largest first")
+        axes.set_xlabel(f"client, the largest first{_of(len(sizes), data.clients)}")
     else:
         _client_axis(axes, len(sizes))
+
+
+def _of(shown: int, clients: int) -> str:
+    return f" ({shown:,} of {clients:,}, evenly spaced)" if shown < clients else ""
 
 
 def _client_axis(axes: Axes, clients: int) -> None:
@@ -213,17 +226,11 @@ def _whole_numbers(axes: Axes) -> None:
 
 
 def _title(axes: Axes, data: FederatedData) -> None:
-    total = sum(len(rows) for rows in data.shards)
     axes.set_title(
-        f"{data.info.name}: {total:,} training rows on {data.clients} clients",
+        f"{data.info.name}: {data.shards.total:,} training rows on {data.clients:,} clients",
         loc="left",
         fontweight="bold",
     )
-
-
-def _flat_target(data: FederatedData, rows: Array) -> Array:
-    flat: Array = data.train.y[rows].reshape(-1)
-    return flat
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from fedsim.data.base import Source, SplitParams
-from fedsim.data.examples import Array, Examples, Rows
+from fedsim.data.examples import Array, Examples
+from fedsim.data.partition import Rows
 from fedsim.errors import UserError
 from fedsim.random import generator
 

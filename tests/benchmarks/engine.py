@@ -12,9 +12,10 @@ from torch import Tensor
 from fedsim._flower import quiet
 from fedsim.clients.base import Batching, Client, Config, Inputs, Plan, Reply, State
 from fedsim.clients.sgd import SGD, SGDParams
-from fedsim.data import DataInfo, Examples, FederatedData
+from fedsim.data import DataInfo, Examples, FederatedData, Partition
 from fedsim.errors import Params
-from fedsim.grids.cohort import Cohorts, Execution, choose_path
+from fedsim.grids.cohort import Cohorts
+from fedsim.grids.execution import Execution, choose_path
 from fedsim.grids.inline import InlineGrid
 from fedsim.grids.shards import Shards
 from fedsim.messages import Arrays
@@ -130,7 +131,7 @@ def federated(workload: Workload) -> FederatedData:
     return FederatedData(
         info=info,
         train=Examples(x, y),
-        shards=tuple(owned),
+        shards=Partition.of(owned),
         holdouts=None,
         validation=None,
         test=None,

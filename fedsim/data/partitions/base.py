@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
 from pydantic import Field
 
-from fedsim.data.examples import Array, DataInfo, Examples, Rows
+from fedsim.data.examples import Array, DataInfo, Examples
+from fedsim.data.partition import Partition, Rows, offsets_of
 from fedsim.errors import Params, UserError
 from fedsim.random import generator
 
@@ -127,26 +127,24 @@ def redraw_until_large_enough(
     )
 
 
-def rows_by_owner(owner: Rows, clients: int) -> tuple[Rows, ...]:
-    """Returns for each client the sorted rows that it owns."""
-    order = np.argsort(owner, kind="stable").astype(np.int64)
-    bounds = np.searchsorted(owner[order], np.arange(clients + 1))
-    return tuple(order[a:b] for a, b in pairwise(bounds))
+def rows_by_owner(owner: Rows, clients: int) -> Partition:
+    """Returns for each client the sorted rows that it owns; those of owner -1 are nobody's."""
+    order = np.argsort(owner, kind="stable").astype(np.int64, copy=False)
+    offsets = offsets_of(np.bincount(owner[owner >= 0], minlength=clients))
+    return Partition(order[len(order) - offsets[-1] :], offsets)
 
 
-def hold_out(
-    shards: tuple[Rows, ...], fraction: float, seed: int
-) -> tuple[tuple[Rows, ...], tuple[Rows, ...] | None]:
-    """Returns (shards, holdouts): a random share of each client's rows moves to its holdout.
-
-    Each client draws from a stream of its own.
-    """
-    if fraction == 0.0:
+def hold_out(shards: Partition, fraction: float, seed: int) -> tuple[Partition, Partition | None]:
+    """Returns (shards, holdouts): a random share of each client's rows moves to its holdout."""
+    if fraction == 0.0 or shards.rows is None:
         return shards, None
-    kept, held = [], []
-    for client, rows in enumerate(shards):
-        count = min(round(fraction * len(rows)), max(len(rows) - 1, 0))
-        shuffled = generator(seed, "data.holdout", client).permutation(rows)
-        held.append(np.sort(shuffled[:count]))
-        kept.append(np.sort(shuffled[count:]))
-    return tuple(kept), tuple(held)
+    sizes, owners = shards.sizes, shards.owners()
+    counts = np.minimum(np.rint(fraction * sizes), np.maximum(sizes - 1, 0)).astype(np.int64)
+    # Each client's places in random order: those of all clients are shuffled, then sorted back.
+    shuffled = generator(seed, "data.holdout").permutation(shards.total)
+    shuffled = shuffled[np.argsort(owners[shuffled], kind="stable")]
+    within = np.arange(shards.total) - np.repeat(shards.offsets[:-1], sizes)
+    held = np.zeros(shards.total, dtype=bool)
+    held[shuffled[within < np.repeat(counts, sizes)]] = True
+    kept = Partition(shards.rows[~held], offsets_of(sizes - counts))
+    return kept, Partition(shards.rows[held], offsets_of(counts))

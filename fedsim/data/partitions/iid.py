@@ -6,7 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from fedsim.data.examples import DataInfo, Examples, Rows
+from fedsim.data.examples import DataInfo, Examples
+from fedsim.data.partition import Rows
 from fedsim.data.partitions.base import SizedPartitionParams
 from fedsim.random import generator
 

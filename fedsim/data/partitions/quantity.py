@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fedsim.data.examples import Array, DataInfo, Examples, Rows
+from fedsim.data.examples import Array, DataInfo, Examples
+from fedsim.data.partition import Rows
 from fedsim.data.partitions.base import SizedPartitionParams
 from fedsim.data.partitions.dirichlet import dirichlet_shares
 from fedsim.random import generator

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fedsim.data.examples import DataInfo, Examples, Rows
+from fedsim.data.examples import DataInfo, Examples
+from fedsim.data.partition import Rows
 from fedsim.data.partitions.base import LabelPartitionParams
 from fedsim.errors import UserError
 from fedsim.random import generator
