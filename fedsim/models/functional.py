@@ -1,7 +1,8 @@
 """A torch module as a pure function of its parameters.
 
-Dropout layers take their masks from outside, so that a client's randomness is keyed like all other
-randomness and many clients can be computed by one call.
+Dropout layers take their masks and batch norm layers their running statistics from outside, so that
+a client's randomness is keyed like all other randomness, nothing leaks between clients, and many of
+them can be computed by one call.
 """
 
 from __future__ import annotations
@@ -16,55 +17,36 @@ from torch.func import functional_call
 
 from fedsim.errors import UserError
 from fedsim.messages import Arrays
-
-_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-
-
-class KeyedDropout(nn.Module):
-    """Dropout whose uniform numbers come in as a buffer: (n, *features), all ones when evaluating.
-
-    Kept entries are scaled by 1 / (1 - p), as nn.Dropout does. The channel-wise variants drop whole
-    channels: their uniforms have the shape (n, channels, 1, ...).
-    """
-
-    uniform: Tensor
-
-    def __init__(self, p: float, channelwise: bool) -> None:
-        super().__init__()
-        self.p = p
-        self.channelwise = channelwise
-        self.shape: tuple[int, ...] | None = None  # of one example's uniforms, seen in a dry run
-        self.calls = 0
-        self.register_buffer("uniform", torch.ones(()), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Zeroes entries of x (n, *features) whose uniform number is below p."""
-        if not self.training or self.p == 0:
-            return x
-        self.calls += 1
-        if self.shape is None:
-            features = tuple(x.shape[1:])
-            ones = (1,) * (len(features) - 1)
-            self.shape = (features[0], *ones) if self.channelwise else features
-        if self.p == 1:
-            return torch.zeros_like(x)
-        return x * (self.uniform >= self.p).to(x.dtype) / (1 - self.p)
+from fedsim.models.layers import KeyedDropout, MaskedBatchNorm, replace_layers
 
 
 class FunctionalModel:
-    """A module's parameters (which travel), its buffers (which do not) and its forward pass."""
+    """A module's parameters and running statistics (which travel), the rest, and its forward pass.
+
+    shapes: of the trainable parameters. statistics: shapes of the running statistics of batch norm
+    layers, under torch's names; num_batches_tracked only where it is used (momentum=None), as a
+    float. batch_norms: the names of batch norm layers. by_batch: whether one of them evaluates by
+    the batch's statistics, as it keeps none. dropouts: shapes of one example's uniforms, by layer.
+    """
 
     def __init__(self, module: nn.Module, example: Tensor) -> None:
         """`example`: one input with a batch axis, (1, *shape), to see dropout shapes.
 
         Raises UserError if the module cannot take it or needs what is not supported.
         """
-        if isinstance(module, _DROPOUT):
-            module = nn.Sequential(module)
-        _key_dropouts(module)
-        _refuse_layers(module)
+        module = replace_layers(module)
+        if not any(p.requires_grad for p in module.parameters()):
+            raise UserError("the model has no trainable parameters")
         self.module = module
         self.shapes = {n: tuple(p.shape) for n, p in module.named_parameters() if p.requires_grad}
+        norms = _batch_norms(module)
+        self.batch_norms = tuple(norms)
+        self.statistics = {
+            f"{name}.{key}": tuple(getattr(layer, key).shape)
+            for name, layer in norms.items()
+            for key in layer.statistics
+        }
+        self.by_batch = any(not layer.statistics for layer in norms.values())
         self.convolutional = any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
         self._threads = threading.local()
         self._on_device: dict[str, nn.Module] = {}
@@ -77,29 +59,77 @@ class FunctionalModel:
 
     @property
     def num_parameters(self) -> int:
-        """The number of scalars that travel."""
+        """The number of trainable scalars."""
         return sum(int(torch.Size(shape).numel()) for shape in self.shapes.values())
 
     def initial(self) -> Arrays:
-        """Returns a copy of the module's own parameters."""
-        named = dict(self.module.named_parameters())
-        return {name: named[name].detach().clone() for name in self.shapes}
+        """Returns a copy of the module's own parameters, then of its running statistics."""
+        named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        return {name: named[name].detach().clone() for name in (*self.shapes, *self.statistics)}
+
+    def of_batch_norms(self) -> frozenset[str]:
+        """Returns the names of all arrays of batch norm layers, affine parameters included."""
+        return frozenset(
+            name
+            for name in (*self.shapes, *self.statistics)
+            if name.rpartition(".")[0] in self.batch_norms
+        )
 
     def apply(
-        self, params: Mapping[str, Tensor], x: Tensor, uniforms: Mapping[str, Tensor] | None = None
+        self,
+        params: Mapping[str, Tensor],
+        x: Tensor,
+        uniforms: Mapping[str, Tensor] | None = None,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """Returns the outputs (n, ...) for x (n, *shape).
 
-        `uniforms` maps a dropout layer's name to numbers in [0, 1) of shape (n, *features); without
-        it the model evaluates.
+        `params` holds the running statistics, too, if there are any. `uniforms` maps a dropout
+        layer's name to numbers in [0, 1) of shape (n, *features); without it the model evaluates.
+        `weight` (n,) is 0 for rows that are not there: only batch norm without running statistics,
+        which evaluates by the batch's, has to know.
         """
-        values = dict(params)
-        training = uniforms is not None
-        for name in self.dropouts if training else ():
-            assert uniforms is not None
-            values[f"{name}.uniform"] = uniforms[name]
+        if uniforms is None:
+            return self._call(dict(params), x, weight, training=False)[0]
+        if self.batch_norms:
+            raise ValueError("a model with batch norm is trained by apply_train, not by apply")
+        return self._call({**params, **self._keyed(uniforms)}, x, weight, training=True)[0]
+
+    def apply_train(
+        self,
+        params: Mapping[str, Tensor],
+        statistics: Mapping[str, Tensor],
+        x: Tensor,
+        weight: Tensor,
+        uniforms: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Arrays]:
+        """Returns the outputs (n, ...) for x (n, *shape), and the running statistics after it.
+
+        Rows of weight (n,) 0 are not there. `uniforms` as in `apply`, {} without dropout.
+        """
+        values = {**params, **statistics, **self._keyed(uniforms)}
+        outputs, updated = self._call(values, x, weight, training=True)
+        return outputs, {**statistics, **updated}
+
+    def _keyed(self, uniforms: Mapping[str, Tensor]) -> Arrays:
+        return {f"{name}.uniform": uniforms[name] for name in self.dropouts}
+
+    def _call(
+        self, values: Arrays, x: Tensor, weight: Tensor | None, training: bool
+    ) -> tuple[Tensor, Arrays]:
+        """Returns the outputs and the running statistics that were updated."""
+        if weight is not None:
+            values |= {f"{name}.rows": weight != 0 for name in self.batch_norms}
         module = self._own_module(training, x.device)
-        return functional_call(module, values, (x,))  # type: ignore[no-any-return]
+        norms = _batch_norms(module) if self.batch_norms else {}
+        for layer in norms.values():
+            layer.updated = {}
+        outputs = functional_call(module, values, (x,))
+        updated: Arrays = {}
+        for name, layer in norms.items():
+            updated |= {f"{name}.{key}": value for key, value in layer.updated.items()}
+            layer.updated = {}  # whose tensors belong to this call
+        return outputs, updated
 
     def place(self, device: torch.device) -> None:
         """Makes `apply` usable on a device: what does not travel is copied to it."""
@@ -130,7 +160,8 @@ class FunctionalModel:
                 ]
                 # some layers draw for negative inputs only
                 source = torch.Generator().manual_seed(0)
-                self.module(torch.randn((8, *example.shape[1:]), generator=source).to(example))
+                more = torch.randn((8, *example.shape[1:]), generator=source).to(example)
+                self._call({}, more, torch.ones(8), training=True)
         except Exception as error:  # the user's module may raise anything
             raise UserError(
                 f"the model does not take an input of shape {tuple(example.shape)}:"
@@ -162,30 +193,5 @@ class FunctionalModel:
             )
 
 
-def _refuse_layers(module: nn.Module) -> None:
-    """Raises UserError for layers that would mix examples or leak between clients."""
-    for name, layer in module.named_modules():
-        what = f"model layer {name!r} ({type(layer).__name__})"
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            raise UserError(
-                f"{what} normalises over the examples of a batch, padding included, and would leak"
-                " statistics between clients; use GroupNorm or LayerNorm"
-            )
-        if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats:
-            raise UserError(
-                f"{what} keeps running statistics, which would leak between clients; set"
-                " track_running_stats=False"
-            )
-        if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
-            raise UserError(f"{what} has no shapes yet; give it its sizes")
-    if not any(p.requires_grad for p in module.parameters()):
-        raise UserError("the model has no trainable parameters")
-
-
-def _key_dropouts(module: nn.Module) -> None:
-    """Replaces the module's dropout layers by keyed ones, in place."""
-    for name, child in module.named_children():
-        if isinstance(child, _DROPOUT):
-            setattr(module, name, KeyedDropout(child.p, not isinstance(child, nn.Dropout)))
-        else:
-            _key_dropouts(child)
+def _batch_norms(module: nn.Module) -> dict[str, MaskedBatchNorm]:
+    return {n: m for n, m in module.named_modules() if isinstance(m, MaskedBatchNorm)}

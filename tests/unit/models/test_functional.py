@@ -9,7 +9,7 @@ from torch.nn.functional import dropout as functional_dropout
 
 from fedsim.errors import UserError
 from fedsim.models import FunctionalModel
-from fedsim.models.functional import KeyedDropout
+from fedsim.models.layers import KeyedDropout
 
 EXAMPLE = torch.zeros(1, 4)
 
@@ -141,15 +141,31 @@ class InPlace(nn.Module):
         return self.linear(x)  # type: ignore[no-any-return]
 
 
+class OwnBatchNorm(nn.BatchNorm1d):
+    pass
+
+
 REFUSED: dict[str, tuple[nn.Module, str]] = {
     "functional dropout": (Functional(), "random numbers in its forward pass"),
     "other dropout": (nn.Sequential(nn.Linear(4, 2), nn.AlphaDropout()), "random numbers"),
     "randomised activation": (nn.Sequential(nn.Linear(4, 2), nn.RReLU()), "random numbers"),
     "reused dropout": (Reused(), "'dropout' is used more than once"),
-    "batch norm": (nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)), r"'1' \(BatchNorm1d\)"),
-    "batch norm without statistics": (
-        nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2, track_running_stats=False)),
-        "over the examples of a batch",
+    "batch norm over processes": (
+        nn.Sequential(nn.Linear(4, 2), nn.SyncBatchNorm(2)),
+        r"'1' \(SyncBatchNorm\) takes its statistics over processes",
+    ),
+    "batch norm of its own kind": (
+        nn.Sequential(nn.Linear(4, 2), OwnBatchNorm(2)),
+        r"'1' \(OwnBatchNorm\) is a batch norm of its own kind",
+    ),
+    "batch norm without shapes": (nn.Sequential(nn.LazyBatchNorm1d()), "give it its sizes"),
+    "batch norm of other rows": (
+        nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Flatten(0, 1), nn.BatchNorm1d(2)),
+        "batch norm gets 16 rows for a batch of 8 examples",
+    ),
+    "batch norm of other axes": (
+        nn.Sequential(nn.Linear(4, 2), nn.BatchNorm2d(2)),
+        "batch norm expects inputs of 4 axes, not 2",
     ),
     "instance norm with statistics": (
         nn.Sequential(nn.Linear(4, 2), nn.InstanceNorm1d(2, track_running_stats=True)),
