@@ -166,10 +166,15 @@ class _Declared(ABC):
 class Client(_Declared):
     """What one client does on a message. Subclasses are stateless: all state is passed in and out.
 
-    personalised: whether evaluation depends on the client's own state.
+    personalised: whether evaluation depends on the client's own state, or on the other rows of the
+    batch. local: the names of the model's arrays that stay with the client, as its state.
+    trains_batch_norm: whether training keeps the running statistics that come with the parameters
+    (FunctionalModel.apply_train); a model that has them is refused otherwise.
     """
 
-    personalised: ClassVar[bool] = False
+    personalised: bool = False
+    local: frozenset[str] = frozenset()
+    trains_batch_norm: ClassVar[bool] = False
 
     def plan(self, n_examples: int, config: Config) -> Plan:
         """Returns the work that a message with this config asks of a client of n_examples rows."""
@@ -195,7 +200,7 @@ class Client(_Declared):
         self, records: dict[str, Arrays], client_state: Arrays, batch: Batch
     ) -> dict[str, Tensor]:
         """Returns metrics of shape (n,) per example; the engine takes their weighted means."""
-        outputs = self.model.apply(records["arrays"], batch.x)
+        outputs = self.model.apply(records["arrays"], batch.x, weight=batch.weight)
         values = {"loss": self.task.loss(outputs, batch.y)}
         for name, metric in self.task.metrics.items():
             values[name] = metric(outputs, batch.y)

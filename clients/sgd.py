@@ -3,6 +3,11 @@
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
 AISTATS 2017 (arXiv 1602.05629), Algorithm 1, ClientUpdate. The proximal term is that of FedProx
 (Li et al., arXiv 1812.06127, equation 2): it is used when the strategy sends `proximal-mu`.
+
+Batch norm layers stay with each client under `batch_norm: local`, as in FedBN (Li, Jiang, Zhang,
+Kamp, Dou, "FedBN: Federated Learning on Non-IID Features via Local Batch Normalization", ICLR 2021,
+arXiv 2102.07623): affine parameters and running statistics, unlike SiloBN, which averages the
+former.
 """
 
 from __future__ import annotations
@@ -10,10 +15,13 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
+from torch import Tensor
 from torch.func import grad_and_value
 
+from fedsim import errors
 from fedsim.clients import optim
 from fedsim.clients.base import (
+    Batch,
     Batching,
     Client,
     Config,
@@ -24,11 +32,11 @@ from fedsim.clients.base import (
     State,
     weighted_mean_loss,
 )
-from fedsim.errors import Params
 from fedsim.messages import Arrays
+from fedsim.models import FunctionalModel, Task
 
 
-class SGDParams(Params):
+class SGDParams(errors.Params):
     """Local training with minibatches."""
 
     name: Literal["sgd"] = "sgd"
@@ -50,6 +58,11 @@ class SGDParams(Params):
         None, gt=0, description="Clip each minibatch gradient to this 2-norm, > 0."
     )
     schedule: optim.Schedule | None = Field(None, description="Learning-rate schedule.")
+    batch_norm: Literal["averaged", "local"] = Field(
+        "averaged",
+        description="Batch norm layers: averaged with everything else, running statistics included;"
+        " or local (FedBN): they stay with each client, which alone can evaluate then.",
+    )
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> SGDParams:
@@ -68,7 +81,19 @@ class SGD(Client):
     Params = SGDParams
     honours = frozenset({"proximal-mu"})
     metrics = frozenset({"train_loss", "gradients"})
+    trains_batch_norm = True
     params: SGDParams
+
+    def __init__(self, params: errors.Params, model: FunctionalModel, task: Task) -> None:
+        super().__init__(params, model, task)
+        if self.params.batch_norm == "local":
+            self.local = model.of_batch_norms()
+        self.personalised = bool(self.local) or model.by_batch
+        self._start = {k: v for k, v in model.initial().items() if k in self.local}
+
+    def initial_client_state(self) -> Arrays:
+        """Returns the arrays that stay here, as the model starts."""
+        return self._start
 
     def plan(self, n_examples: int, config: Config) -> Plan:
         """One minibatch a step; the config may hold proximal-mu and must hold server-round."""
@@ -97,31 +122,45 @@ class SGD(Client):
 
     def init(self, records: dict[str, Arrays], client_state: Arrays, inputs: Inputs) -> State:
         """Starts at the received parameters, which are kept for the proximal term."""
-        params = records["arrays"]
+        received = records["arrays"]
+        own = {k: v for k, v in client_state.items() if k in self.local}
+        params, statistics = self._split({**received, **own})
         zero = inputs.scalars["lr"] * 0
         return {
             "params": params,
-            "anchor": params if inputs.static["proximal"] else {},
+            "statistics": statistics,
+            "anchor": self._split(received)[0] if inputs.static["proximal"] else {},
             "optimizer": optim.init(params, self.params.optimizer),
             "loss": zero,
             "gradients": zero,
             "num-examples": inputs.scalars["num-examples"],
-            "client": client_state,
+            "client": {k: v for k, v in client_state.items() if k not in self.local},
         }
+
+    def _split(self, arrays: Arrays) -> tuple[Arrays, Arrays]:
+        """Returns what is trained, and the running statistics."""
+        known = self.model.statistics
+        return (
+            {k: v for k, v in arrays.items() if k not in known},
+            {k: v for k, v in arrays.items() if k in known},
+        )
 
     def step(self, state: State, inputs: Inputs) -> State:
         """Takes one minibatch step."""
         (batch,) = inputs.batches
         uniforms = {name: u[0] for name, u in inputs.noise.get("dropout", {}).items()}
 
-        def objective(params: Arrays) -> State:
-            outputs = self.model.apply(params, batch.x, uniforms)
-            return weighted_mean_loss(self.task.loss(outputs, batch.y), batch.weight)
+        def objective(params: Arrays) -> tuple[Tensor, Arrays]:
+            outputs, statistics = self.model.apply_train(
+                params, state["statistics"], batch.x, batch.weight, uniforms
+            )
+            return weighted_mean_loss(self.task.loss(outputs, batch.y), batch.weight), statistics
 
-        grads, loss = grad_and_value(objective)(state["params"])
+        grads, (loss, statistics) = grad_and_value(objective, has_aux=True)(state["params"])
         if inputs.static["proximal"]:
             mu, w, anchor = inputs.scalars["proximal-mu"], state["params"], state["anchor"]
-            grads = {k: g + mu * (w[k] - anchor[k]) for k, g in grads.items()}
+            pulls = {k: mu * (w[k] - a) for k, a in anchor.items()}
+            grads = {k: g + pulls[k] if k in pulls else g for k, g in grads.items()}
         if self.params.clip_norm is not None:
             grads = optim.clip(grads, self.params.clip_norm)
         params, optimizer = optim.update(
@@ -129,16 +168,28 @@ class SGD(Client):
         )
         return state | {
             "params": params,
+            "statistics": statistics,
             "optimizer": optimizer,
             "loss": state["loss"] + loss / inputs.scalars["steps"],
             "gradients": state["gradients"] + (batch.weight != 0).sum(),
         }
 
     def finish(self, state: State) -> tuple[Reply, Arrays]:
-        """Sends the trained parameters."""
+        """Sends the trained parameters and the running statistics, but for what stays here."""
         metrics = {
             "num-examples": state["num-examples"],
             "train_loss": state["loss"],
             "gradients": state["gradients"],
         }
-        return Reply({"arrays": state["params"]}, metrics), state["client"]
+        arrays = {**state["params"], **state["statistics"]}
+        kept = {k: v for k, v in arrays.items() if k in self.local}
+        sent = {k: v for k, v in arrays.items() if k not in self.local}
+        return Reply({"arrays": sent}, metrics), {**state["client"], **kept}
+
+    def evaluate(
+        self, records: dict[str, Arrays], client_state: Arrays, batch: Batch
+    ) -> dict[str, Tensor]:
+        """Returns the loss and the task's metrics, (n,) each, with what stays here put in."""
+        own = {k: v for k, v in client_state.items() if k in self.local}
+        arrays = {**records["arrays"], **own}
+        return super().evaluate({**records, "arrays": arrays}, client_state, batch)

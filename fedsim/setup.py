@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
 
-from fedsim import reference, registry
+from fedsim import batch_norm, reference, registry
 from fedsim.clients.base import Client, DirectClient
 from fedsim.data import FederatedData, build_data
 from fedsim.errors import Params, Problem, ScenarioError, UserError
@@ -131,13 +131,14 @@ def prepare(scenario: Scenario) -> Setup:
         task=task,
         strategy=strategy,
         client=client,
-        arrays=_initial(strategy, models, seed),
+        arrays=_initial(strategy, models, client, seed),
         execution=_execution(scenario, models[0]),
     )
     _check_stopping(setup)
-    missing = [Problem("posterior.reference", why) for why in reference.objections(setup)]
-    if missing:
-        raise ScenarioError(missing)
+    problems = list(batch_norm.objections(setup))
+    problems += [Problem("posterior.reference", why) for why in reference.objections(setup)]
+    if problems:
+        raise ScenarioError(problems)
     return setup
 
 
@@ -199,7 +200,7 @@ def check_task(model: FunctionalModel, task: Task, data: FederatedData) -> None:
     rows = data.train.take(np.arange(min(2, len(data.train))))
     dtype = next(iter(model.initial().values())).dtype
     table = Table(rows, dtype, torch.device("cpu"))
-    params = {k: v.requires_grad_() for k, v in model.initial().items()}
+    params = {k: v.requires_grad_(k in model.shapes) for k, v in model.initial().items()}
     for name, function in {"loss": task.loss, **task.metrics}.items():
         try:
             outputs = model.apply(params, table.x)
@@ -292,8 +293,15 @@ def _construct(params: Imported) -> Any:
         raise UserError(f"{params.name}: {error}") from error
 
 
-def _initial(strategy: FlowerStrategy, models: list[FunctionalModel], seed: int) -> Arrays:
-    starts = [model.initial() for model in models]
+def _initial(
+    strategy: FlowerStrategy,
+    models: list[FunctionalModel],
+    client: Client | DirectClient | ClientApp,
+    seed: int,
+) -> Arrays:
+    """Returns the arrays that travel, as the models start."""
+    local = client.local if isinstance(client, Client) else frozenset()
+    starts = [{k: v for k, v in m.initial().items() if k not in local} for m in models]
     if not isinstance(strategy, Strategy):
         return starts[0]
     if not strategy.chains:
