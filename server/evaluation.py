@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.errors import RunFailed
 from fedsim.grids.shards import Table
 from fedsim.messages import Arrays
 from fedsim.metrics import classification
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
     from fedsim.data import FederatedData
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Scored(NamedTuple):
+    """What a split's examples say of Q members of an ensemble.
+
+    members: each one's probabilities (Q, n, C), or log-likelihoods of the targets (Q, n): logs,
+    because a likelihood underflows where a loss is large. metrics: the task's, averaged over
+    examples and members.
+    """
+
+    members: Tensor
+    metrics: dict[str, float]
 
 
 class Evaluator:
@@ -49,11 +62,14 @@ class Evaluator:
         self.draws = 0
         # by split: summed probabilities (n, C), or the log of the summed likelihoods (n,)
         self._sums: dict[str, Tensor] = {}
+        # a draw that was absorbed is often evaluated next
+        self._absorbed: tuple[Arrays, dict[str, Scored]] | None = None
 
     def absorb(self, arrays: Arrays) -> None:
         """Adds a draw, arrays of (chains, *shape), to the predictive averages."""
-        for split, table in self.tables.items():
-            mean = self._mean(self._members(arrays, True, table))
+        scored = self._score(arrays, True)
+        for split, (members, _) in scored.items():
+            mean = self._mean(members)
             old = self._sums.get(split)
             if old is None:
                 self._sums[split] = mean
@@ -61,21 +77,23 @@ class Evaluator:
                 logs = self.task.probabilities is None
                 self._sums[split] = torch.logaddexp(old, mean) if logs else old + mean
         self.draws += 1
+        self._absorbed = arrays, scored
 
     def evaluate(self, arrays: Arrays, chains: bool) -> dict[str, dict[str, float]]:
         """Returns metrics by split. Classes: accuracy, nll, brier, ece (15 bins); otherwise the
         loss as nll and the task's metrics. On `ood` only the split's AUROCs against `test`.
+
+        Raises RunFailed if a running variance of a batch norm layer is negative.
         """
+        self._refuse_negative_variances(arrays)
         results: dict[str, dict[str, float]] = {}
         predictive: dict[str, Floats] = {}
-        for split, table in self.tables.items():
-            members = self._members(arrays, chains, table)
+        for split, (members, metrics) in self._score(arrays, chains).items():
+            table = self.tables[split]
             predictive[split] = self._predictive(split, members)
             if split == "ood":
                 continue
-            results[split] = self._scores(predictive[split], table)
-            if self.task.probabilities is None:
-                results[split] |= self._task_metrics(arrays, chains, table)
+            results[split] = self._scores(predictive[split], table) | metrics
             if chains:
                 single = [self._scores(m.numpy(), table) for m in members]
                 results[split] |= {
@@ -87,14 +105,17 @@ class Evaluator:
         return results
 
     def predictions(self, arrays: Arrays, chains: bool) -> dict[str, dict[str, Floats]]:
-        """Returns by split the predictive probabilities p (n, C) and labels y (n,)."""
-        if self.task.probabilities is None:
+        """Returns by split the predictive probabilities p (n, C) and labels y (n,).
+
+        None without classes, and none where batch norm layers stay with the clients.
+        """
+        complete = {*self.model.shapes, *self.model.statistics} <= set(arrays)
+        if self.task.probabilities is None or not complete:
             return {}
-        found = {}
-        for split, table in self.tables.items():
-            members = self._members(arrays, chains, table)
-            found[split] = {"p": self._predictive(split, members), "y": table.y.numpy()}
-        return found
+        return {
+            split: {"p": self._predictive(split, members), "y": self.tables[split].y.numpy()}
+            for split, (members, _) in self._score(arrays, chains).items()
+        }
 
     def logits(self, arrays: Arrays, split: str, rows: int) -> Floats:
         """Returns the model's outputs (chains, rows, …) for the split's first rows."""
@@ -125,41 +146,48 @@ class Evaluator:
             return (self._sums[split] / self.draws).numpy()
         return (self._sums[split] - math.log(self.draws)).numpy()
 
-    def _members(self, arrays: Arrays, chains: bool, table: Table) -> Tensor:
-        """Returns each member's probabilities (Q, n, C), or log-likelihoods of targets (Q, n).
-
-        Logs, because a likelihood underflows where a loss is large.
-        """
+    def _score(self, arrays: Arrays, chains: bool) -> dict[str, Scored]:
+        """Returns what every split says of the arrays, in batches of `batch_size`."""
+        if self._absorbed is not None and self._absorbed[0] is arrays:
+            return self._absorbed[1]
+        self._absorbed = None
         members = split_chains(arrays) if chains else [arrays]
-        scored = []
         with torch.no_grad():
-            for member in members:
-                parts = []
-                for start in range(0, len(table), self.batch_size):
-                    cut = slice(start, start + self.batch_size)
-                    outputs = self.model.apply(member, table.x[cut])
-                    if self.task.probabilities is not None:
-                        parts.append(self.task.probabilities(outputs.double()))
-                    else:
-                        parts.append(-self.task.loss(outputs, table.y[cut]).double())
-                scored.append(torch.cat(parts))
-        return torch.stack(scored)
+            return {split: self._score_table(members, t) for split, t in self.tables.items()}
+
+    def _score_table(self, members: Sequence[Arrays], table: Table) -> Scored:
+        task, scored = self.task, []
+        probabilities = task.probabilities
+        metrics = {} if probabilities is not None else task.metrics  # classes have more of them
+        sums = dict.fromkeys(metrics, 0.0)
+        for member in members:
+            parts = []
+            for start in range(0, len(table), self.batch_size):
+                cut = slice(start, start + self.batch_size)
+                outputs, y = self.model.apply(member, table.x[cut]), table.y[cut]
+                if probabilities is not None:
+                    parts.append(probabilities(outputs.double()))
+                else:
+                    parts.append(-task.loss(outputs, y).double())
+                for name, metric in metrics.items():
+                    sums[name] += float(metric(outputs, y).double().sum())
+            scored.append(torch.cat(parts))
+        count = len(table) * len(members)
+        return Scored(torch.stack(scored), {name: total / count for name, total in sums.items()})
+
+    def _refuse_negative_variances(self, arrays: Arrays) -> None:
+        for name in {*self.model.statistics} & {*arrays}:
+            if name.endswith(".running_var") and float(arrays[name].min()) < 0:
+                raise RunFailed(
+                    f"the running variance {name!r} has become negative"
+                    f" ({float(arrays[name].min()):.3g}): the strategy must average it as FedAvg"
+                    " does, or the model take GroupNorm or LayerNorm"
+                )
 
     def _scores(self, predictive: Floats, table: Table) -> dict[str, float]:
         if self.task.probabilities is not None:
             return classification.scores(predictive, table.y.numpy())
         return {"nll": float(-predictive.mean())}
-
-    def _task_metrics(self, arrays: Arrays, chains: bool, table: Table) -> dict[str, float]:
-        members = split_chains(arrays) if chains else [arrays]
-        sums: dict[str, float] = {}
-        with torch.no_grad():
-            for member in members:
-                outputs = self.model.apply(member, table.x)
-                for name, metric in self.task.metrics.items():
-                    value = float(metric(outputs, table.y).double().mean())
-                    sums[name] = sums.get(name, 0.0) + value / len(members)
-        return sums
 
 
 def metric_names(task: Task, split: str, chains: bool) -> set[str]:
