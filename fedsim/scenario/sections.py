@@ -44,6 +44,12 @@ class EngineParams(Params):
         default=True,
         description="Trace and simplify the mapped step (faster); false runs it eagerly.",
     )
+    state_budget_mb: int = Field(
+        default=1024,
+        ge=1,
+        description="Memory for what clients keep between rounds, in MiB; beyond it the states of "
+        "the clients asked least recently go to a temporary file (in the folder that TMPDIR names).",
+    )
 
 
 class EvaluateParams(Params):
