@@ -48,7 +48,7 @@ class EngineParams(Params):
         default=1024,
         ge=1,
         description="Memory for what clients keep between rounds, in MiB; beyond it the states of "
-        "the clients asked least recently go to a temporary file (in the folder that TMPDIR names).",
+        "the clients asked least recently go to a temporary file, in the folder TMPDIR names.",
     )
 
 
