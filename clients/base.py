@@ -211,22 +211,6 @@ class Client(_Declared):
         return None
 
 
-class CountExamples(Client):
-    """Answers the message type query.num_examples, for every client."""
-
-    def plan(self, n_examples: int, config: Config) -> Plan:
-        """Nothing but the engine's own num-examples is needed."""
-        return Plan(steps=0, batching=Batching("none"))
-
-    def init(self, records: dict[str, Arrays], client_state: Arrays, inputs: Inputs) -> State:
-        """Keeps the number; the client's own state is left as it is."""
-        return inputs.scalars["num-examples"]
-
-    def finish(self, state: State) -> tuple[Reply, Arrays]:
-        """Replies with the metric num-examples and no arrays."""
-        return Reply({}, {"num-examples": state}), {}
-
-
 def weighted_mean_loss(losses: Tensor, weight: Tensor) -> Tensor:
     """Returns Σ weight · loss / Σ weight, and 0 for a batch without any row."""
     return (losses * weight).sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)

@@ -26,6 +26,8 @@ from flwr.app import (
 from torch import Tensor
 
 from fedsim._flower import SType
+from fedsim.errors import RunFailed
+from fedsim.means import weighted_mean
 
 Arrays = dict[str, Tensor]
 """One ArrayRecord as tensors, by name."""
@@ -99,13 +101,35 @@ def to_tensors(record: ArrayRecord) -> Arrays:
     return {name: to_tensor(array) for name, array in record.items()}
 
 
-class Broadcast(Sequence[Message]):
-    """One content for many nodes, as a sequence of Messages that are built when indexed."""
+@dataclass(frozen=True)
+class Reduction:
+    """Lets an engine average replies as they come and keep none of them.
 
-    def __init__(self, content: RecordDict, message_type: str, node_ids: Sequence[int]) -> None:
+    check: returns some replies with the bad ones among the failures.
+    weights: returns their weights, (clients,) float64 ≥ 0, not normalised.
+    """
+
+    check: Callable[[Replies], Replies]
+    weights: Callable[[Replies], Tensor]
+
+
+class Broadcast(Sequence[Message]):
+    """One content for many nodes, as a sequence of Messages that are built when indexed.
+
+    reduction: if given, an engine may answer with the replies' weighted means alone.
+    """
+
+    def __init__(
+        self,
+        content: RecordDict,
+        message_type: str,
+        node_ids: Sequence[int],
+        reduction: Reduction | None = None,
+    ) -> None:
         self.content = content
         self.message_type = message_type
         self.node_ids = tuple(node_ids)
+        self.reduction = reduction
 
     def __len__(self) -> int:
         return len(self.node_ids)
@@ -137,6 +161,9 @@ class Replies(Sequence[Message]):
     metrics: by name, float64 tensors of shape (clients,), or (clients, k) for lists.
     failures: nodes whose reply is missing or was rejected.
     request: builds the instruction message that a node's reply answers.
+    means: where the engine has averaged the replies, their weighted means by record and array name
+        (None if every weight is 0); `arrays` is empty then, and there are no Messages.
+    bytes_up: the numbers' bytes that such replies, now gone, had in all.
     """
 
     node_ids: tuple[int, ...]
@@ -145,6 +172,21 @@ class Replies(Sequence[Message]):
     failures: list[Failure] = field(default_factory=list)
     request: Callable[[int], Message] | None = None
     integers: frozenset[str] = frozenset({"num-examples"})
+    reduced: bool = False
+    means: dict[str, Arrays] | None = None
+    bytes_up: int = 0
+
+    def mean(self, record: str, weights: Tensor) -> Arrays:
+        """Returns Σ w_c x_c / Σ w_c of a record's arrays.
+
+        weights: (clients,), not normalised; those that the engine used where it has averaged.
+        Raises RunFailed if all are 0.
+        """
+        if not float(weights.sum()) > 0 or (self.reduced and self.means is None):
+            raise RunFailed("every reply has weight 0; at least one client needs examples")
+        if self.means is not None:
+            return self.means[record]
+        return weighted_mean(self.arrays[record], weights)
 
     def __len__(self) -> int:
         return len(self.node_ids) + len(self.failures)
@@ -163,6 +205,8 @@ class Replies(Sequence[Message]):
         if index >= len(self.node_ids):
             failure = self.failures[index - len(self.node_ids)]
             return self._reply(failure.node_id, Error(ERROR_CODE, failure.reason))
+        if self.reduced:
+            raise TypeError("these replies were averaged as they came; none of them was kept")
         content = RecordDict()
         for record, arrays in self.arrays.items():
             content[record] = to_record({name: a[index] for name, a in arrays.items()})
@@ -191,6 +235,9 @@ class Replies(Sequence[Message]):
             [*self.failures, *rejected],
             self.request,
             self.integers,
+            self.reduced,
+            self.means,
+            self.bytes_up,
         )
 
 

@@ -33,7 +33,8 @@ def check_replies(
     """
     waiting = Counter(asked)
     if isinstance(replies, Replies):
-        checked = _check_stack(replies, schema, arrays)
+        # what an engine has averaged, it has checked before
+        checked = replies if replies.reduced else check_stack(replies, schema, arrays)
         failures = list(checked.failures)
         waiting.subtract([*checked.node_ids, *(f.node_id for f in failures)])
         kept: Sequence[Message] = replace(checked, failures=[])
@@ -69,7 +70,8 @@ def finite(stacked: Tensor) -> Tensor:
     return good.cpu()
 
 
-def _check_stack(replies: Replies, schema: ReplySchema, arrays: ArrayRecord) -> Replies:
+def check_stack(replies: Replies, schema: ReplySchema, arrays: ArrayRecord) -> Replies:
+    """Returns the replies with those that the schema rejects among the failures."""
     if not replies.node_ids:
         return replies
     layout = {

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from fedsim.errors import RunFailed
 from fedsim.grids.nodes import partition_of
-from fedsim.messages import Arrays, Broadcast, Replies, stack, to_record, to_tensors
+from fedsim.messages import Arrays, Broadcast, Reduction, Replies, stack, to_record, to_tensors
 from fedsim.random import seeded_globals
-from fedsim.server.check import Checked, check_replies, finite
+from fedsim.server.check import Checked, check_replies, check_stack, finite
 from fedsim.server.evaluation import Evaluator
 from fedsim.strategies.base import Exchange, ReplySchema, Strategy
 from fedsim.strategies.flower import (
@@ -207,10 +207,15 @@ class RoundLoop:
         with self._seeded(*stream):
             messages = exchange.configure(server_round, record, config, self.grid)
             messages = messages if isinstance(messages, Broadcast) else list(messages)
+        schema = exchange.schema(record)
+        if isinstance(messages, Broadcast) and exchange.weights is not None:
+            messages.reduction = Reduction(
+                lambda block: check_stack(block, schema, record), exchange.weights
+            )
         replies = self.grid.send_and_receive(messages)
         asked = _nodes(messages)
         self._count_traffic(messages, replies, len(asked))
-        checked = check_replies(replies, asked, exchange.schema(record), record)
+        checked = check_replies(replies, asked, schema, record)
         self._report_failures(server_round, exchange.message_type, checked, len(asked))
         gradients = _gradients(checked.replies)
         with self._seeded(self.config.seed, "aggregate", server_round, index):
@@ -339,7 +344,7 @@ class RoundLoop:
             for message in messages:
                 totals.bytes_down += record_bytes(message.content.array_records.values())
         if isinstance(replies, Replies):
-            totals.bytes_up += sum(
+            totals.bytes_up += replies.bytes_up + sum(
                 t.numel() * t.element_size() for r in replies.arrays.values() for t in r.values()
             )
         else:

@@ -17,9 +17,6 @@ from fedsim import errors
 from fedsim.messages import Arrays, Broadcast, Replies, make_content, stack, to_tensors
 from fedsim.random import generator
 
-SUM_CHUNK = 32
-"""Clients summed by one matrix product; partial sums are added along a fixed binary tree."""
-
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
@@ -43,12 +40,16 @@ class Exchange:
     """One question to the clients and what is made of the answers.
 
     A round is an ordered list of these. `aggregate` returns new parameters, or None to keep them.
+    weights: given if `aggregate` needs no reply's arrays, only their means with these weights
+    (clients,) float64 ≥ 0, not normalised, each a function of that client's metrics alone. The
+    engine then averages the replies as they come, and memory does not grow with the cohort.
     """
 
     message_type: str
     configure: Callable[[int, ArrayRecord, ConfigRecord, Grid], Iterable[Message]]
     aggregate: Callable[[int, Iterable[Message]], tuple[ArrayRecord | None, MetricRecord | None]]
     schema: Callable[[ArrayRecord], ReplySchema]
+    weights: Callable[[Replies], Tensor] | None = None
 
 
 class StrategyParams(errors.Params):
@@ -85,6 +86,14 @@ class Strategy(FlowerStrategy):
     needs: ClassVar[frozenset[str]] = frozenset()
     samples: ClassVar[bool] = False
     """Whether the parameters after a round are a draw from a posterior."""
+    streams: ClassVar[bool] = False
+    """Whether aggregate_train needs the replies' weighted means (`Replies.mean`) alone."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A subclass with an aggregate_train of its own sees every reply unless it says not to."""
+        super().__init_subclass__(**kwargs)
+        if "aggregate_train" in vars(cls) and "streams" not in vars(cls):
+            cls.streams = False
 
     def __init__(self, params: StrategyParams) -> None:
         self.common = params
@@ -96,7 +105,14 @@ class Strategy(FlowerStrategy):
 
     def exchanges(self, server_round: int) -> Sequence[Exchange]:
         """Returns the exchanges of a round, in order."""
-        return [Exchange("train", self.configure_train, self.aggregate_train, self.reply_schema)]
+        return [self.train_exchange()]
+
+    def train_exchange(self) -> Exchange:
+        """Returns the exchange of `train` messages."""
+        weights = self.weights if self.streams else None
+        return Exchange(
+            "train", self.configure_train, self.aggregate_train, self.reply_schema, weights
+        )
 
     def reply_schema(self, arrays: ArrayRecord) -> ReplySchema:
         """Returns what a train reply must hold: by default one record shaped like `arrays`."""
@@ -116,10 +132,11 @@ class Strategy(FlowerStrategy):
 
     def sample(self, config: Mapping[str, Any], grid: Grid, fraction: float) -> list[int]:
         """Returns the nodes of this round, at least one, in the order of their ids."""
-        nodes = list(grid.get_node_ids())
+        found = grid.get_node_ids()
+        nodes = found if isinstance(found, range) else sorted(found)  # never a list of a million
         size = max(round(fraction * len(nodes)), 1)
         if size >= len(nodes):
-            return nodes
+            return list(nodes)
         rng = generator(int(config["seed"]), "sample", int(config["server-round"]))
         return sorted(nodes[i] for i in rng.choice(len(nodes), size, replace=False))
 
@@ -167,31 +184,6 @@ def shapes_of(arrays: ArrayRecord) -> dict[str, tuple[tuple[int, ...], torch.dty
     return {
         name: (tuple(array.shape), getattr(torch, array.dtype)) for name, array in arrays.items()
     }
-
-
-def weighted_mean(stacked: Arrays, weights: Tensor) -> Arrays:
-    """Returns Σ w_c x_c / Σ w_c over the leading axis of (clients, *shape).
-
-    Chunks of SUM_CHUNK clients are summed by a matrix product each and the partial sums along a
-    fixed binary tree, so that the bits depend on the clients alone.
-    """
-    share = weights / weights.sum()
-    means: Arrays = {}
-    for name, x in stacked.items():
-        flat, w = x.reshape(len(x), -1), share.to(x.device, x.dtype)
-        parts = [
-            w[i : i + SUM_CHUNK] @ flat[i : i + SUM_CHUNK] for i in range(0, len(x), SUM_CHUNK)
-        ]
-        means[name] = tree_sum(parts).reshape(x.shape[1:])
-    return means
-
-
-def tree_sum(parts: list[Tensor]) -> Tensor:
-    """Returns the sum along a fixed binary tree: ((0 + 1) + (2 + 3)) + …"""
-    while len(parts) > 1:
-        pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]
-        parts = pairs + parts[len(pairs) * 2 :]
-    return parts[0]
 
 
 def mean_metrics(replies: Replies) -> MetricRecord | None:

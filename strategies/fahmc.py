@@ -22,7 +22,7 @@ from pydantic import Field
 
 from fedsim.errors import RunFailed
 from fedsim.messages import Arrays, Broadcast, make_content, stack, to_tensors
-from fedsim.strategies.base import Exchange, ReplySchema, shapes_of, weighted_mean
+from fedsim.strategies.base import Exchange, ReplySchema, shapes_of
 from fedsim.strategies.sampler import Sampler, SamplerParams
 
 
@@ -91,6 +91,7 @@ class FAHMC(Sampler):
             self._configure_gradient,
             self._aggregate_gradient,
             lambda arrays: ReplySchema({"gradient": shapes_of(arrays)}),
+            self.weights,
         )
         return [*first, gradient, train]
 
@@ -109,7 +110,7 @@ class FAHMC(Sampler):
         stacked = stack(replies)
         if not stacked.node_ids:
             raise RunFailed(f"round {server_round}: no client sent a gradient to correct with")
-        self._global_gradient = weighted_mean(stacked.arrays["gradient"], self.weights(stacked))
+        self._global_gradient = stacked.mean("gradient", self.weights(stacked))
         return None, None
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedsim.messages import stack, to_record
-from fedsim.strategies.base import Strategy, StrategyParams, mean_metrics, weighted_mean
+from fedsim.strategies.base import Strategy, StrategyParams, mean_metrics
 
 
 class FedAvgParams(StrategyParams):
@@ -27,6 +27,7 @@ class FedAvg(Strategy):
 
     Params = FedAvgParams
     client = "sgd"
+    streams = True
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -35,5 +36,5 @@ class FedAvg(Strategy):
         stacked = stack(replies)
         if not stacked.node_ids:
             return None, None
-        mean = weighted_mean(stacked.arrays["arrays"], self.weights(stacked))
+        mean = stacked.mean("arrays", self.weights(stacked))
         return to_record(mean), mean_metrics(stacked)

@@ -34,7 +34,6 @@ from fedsim.strategies.base import (
     Strategy,
     StrategyParams,
     mean_metrics,
-    weighted_mean,
 )
 
 DIVERGED = 1e6
@@ -81,6 +80,7 @@ class Sampler(Strategy):
     """Base of the samplers; a subclass says what its clients need beside the common settings."""
 
     samples = True
+    streams = True
     sends = frozenset(
         {"step-size", "shared-variance", "temperature", "prior", "prior-precision",
          "participating-weight", "weighted-by"}
@@ -108,7 +108,7 @@ class Sampler(Strategy):
 
     def exchanges(self, server_round: int) -> Sequence[Exchange]:
         """Returns the clients' sizes first, once; then the local steps."""
-        train = Exchange("train", self.configure_train, self.aggregate_train, self.reply_schema)
+        train = self.train_exchange()
         if self._examples:
             return [train]
         count = Exchange(
@@ -196,7 +196,7 @@ class Sampler(Strategy):
         stacked = stack(replies)
         if not stacked.node_ids:
             return None, None
-        mean = weighted_mean(stacked.arrays["arrays"], self.weights(stacked))
+        mean = stacked.mean("arrays", self.weights(stacked))
         rms = _rms(mean)
         worst = int(rms.argmax())
         if not float(rms[worst]) < DIVERGED * max(self._start_rms, 1.0):

@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from pydantic import Field
 
 from fedsim.messages import Arrays, Replies
-from fedsim.strategies.base import ReplySchema, shapes_of, weighted_mean
+from fedsim.strategies.base import ReplySchema, shapes_of
 from fedsim.strategies.sampler import Sampler, SamplerParams
 
 
@@ -51,6 +51,7 @@ class SGHMC(Sampler):
 
     Params = SGHMCParams
     client = "sghmc"
+    streams = True
     sends = Sampler.sends | {"friction", "inverse-mass", "steps"}
     params: SGHMCParams
 
@@ -81,7 +82,7 @@ class SGHMC(Sampler):
 
     def absorb(self, replies: Replies) -> None:
         """Averages the velocities."""
-        self._velocity = weighted_mean(replies.arrays["velocity"], self.weights(replies))
+        self._velocity = replies.mean("velocity", self.weights(replies))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

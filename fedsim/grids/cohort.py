@@ -1,86 +1,54 @@
-"""Computes one message for a cohort of our own clients: plans, blocks, threads, stacked replies."""
+"""Computes one message for a cohort of our own clients: plans, blocks, threads, replies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fedsim.clients.base import Batch, Client, CountExamples, DirectClient, Plan, Reply
+from fedsim.clients.base import Batch, Client, DirectClient, Plan, Reply
 from fedsim.errors import FedsimError, RunFailed
-from fedsim.grids.execute import at, run_mapped, run_one
+from fedsim.grids.evaluate import evaluate
+from fedsim.grids.execute import at, channels_last, run_mapped, run_one
+from fedsim.grids.execution import LEAVES, Execution, divide
 from fedsim.grids.lanes import Block, Stream
-from fedsim.grids.shards import Shards
+from fedsim.grids.nodes import node_of
+from fedsim.grids.shards import Held, Shards
 from fedsim.grids.trace import TraceCache
-from fedsim.messages import Arrays
-from fedsim.models import FunctionalModel
+from fedsim.means import Leaf, MeanTree
+from fedsim.messages import Arrays, Reduction, Replies
 
-LANES = 64
-"""Clients × chains in one mapped call: large enough to hide Python, small enough for the cache."""
+J = TypeVar("J")
+R = TypeVar("R")
 
-BLOCK_FLOATS = 2**24
-"""Floats of state and data that one mapped block may hold."""
-
-ONE_BY_ONE_PARAMETERS = 1_000_000
-"""Models above this many parameters gain nothing from mapping."""
-
-PARALLEL_FLOATS = 2**20
-"""Floats of a cohort from which it is divided although it would fit into one block."""
-
-EVALUATION_ROWS = 4096
-
-Path = Literal["mapped", "one_by_one"]
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How clients are computed: a deterministic function of model and scenario, kept in the run."""
-
-    path: Path
-    chunk: int
-    threads: int
-    dtype: str
-    device: str
-    trace: bool
-    why: str = ""
-
-
-def choose_path(
-    model: FunctionalModel, device: torch.device, asked: Path | Literal["auto"]
-) -> tuple[Path, str]:
-    """Returns the path and the reason for it."""
-    if asked != "auto":
-        return asked, "asked for by the scenario"
-    if model.convolutional and device.type == "cpu":
-        return "one_by_one", "convolutions on a CPU gain nothing from mapping"
-    if model.num_parameters > ONE_BY_ONE_PARAMETERS:
-        return "one_by_one", f"more than {ONE_BY_ONE_PARAMETERS:,} parameters"
-    return "mapped", "a small model without convolutions"
-
-
-def chunk_clients(lanes: int, n: int, chains: int, floats_per_lane: int) -> int:
-    """Returns how many of n clients go into one mapped block, in blocks of equal size."""
-    fit = max(1, min(lanes, BLOCK_FLOATS // max(floats_per_lane, 1)) // max(chains, 1))
-    blocks = -(-n // fit)
-    if n > 1 and n * floats_per_lane >= PARALLEL_FLOATS:
-        blocks = max(blocks, 2)  # so that two threads have work
-    return -(-n // blocks)
+Outcome = tuple[Reply, Arrays] | str
+"""A client's reply and the state it keeps, or why there is none."""
 
 
 @dataclass
 class CohortResult:
-    """Stacked replies in the order asked for, and the clients that raised."""
+    """The replies of a cohort.
+
+    good: positions in the cohort of those who replied, ascending. records: their stacked arrays;
+    empty if they were averaged into `means` (None: all weights are 0). metrics: (good,) each.
+    errors: why the others did not reply, or were rejected. bytes_up: of replies not kept.
+    """
 
     good: list[int]
     records: dict[str, Arrays]
     metrics: dict[str, Tensor]
     errors: dict[int, str] = field(default_factory=dict)
+    reduced: bool = False
+    means: dict[str, Arrays] | None = None
+    bytes_up: int = 0
 
 
 class Cohorts:
@@ -113,34 +81,33 @@ class Cohorts:
         records: dict[str, Arrays],
         config: dict[str, Any],
         partitions: Sequence[int],
+        reduction: Reduction | None = None,
     ) -> CohortResult:
-        """Returns the replies of `partitions` to one message."""
+        """Returns the replies of `partitions` to one message; with `reduction` only their means."""
         stream = Stream(self.seed, int(config.get("server-round", 0)), message_type)
         records = tree_map(lambda t: t.to(self.shards.device), records)
         category, _, action = message_type.partition(".")
+        if message_type == "query.num_examples":  # what every node can say without its client
+            sizes = torch.from_numpy(self.shards.sizes[np.asarray(partitions, np.int64)])
+            return CohortResult([*range(len(partitions))], {}, {"num-examples": sizes.double()})
         if category == "evaluate":
             return self._evaluate(stream, records, config, partitions)
         client = self._client(message_type, action)
         if isinstance(client, DirectClient):
-            return self._direct(client, stream, records, config, partitions)
-        by_size = self._plans(client, stream, config, partitions)
-        plans = [by_size[self.shards.n_examples(p)] for p in partitions]
-        one = self.execution.path == "one_by_one" and not isinstance(client, CountExamples)
-        if not one and len({_form_of(plan) for plan in by_size.values()}) > 1:
-            raise RunFailed(
-                f"client {type(client).__name__} plans other batch sizes, noise or static values"
-                " for clients of other sizes, which only engine.path: one_by_one can compute"
-            )
-        compute = self._one_by_one if one else self._mapped
-        return compute(client, stream, records, plans, partitions)
+            work = self._direct(client, stream, records, config)
+            return self._collected(partitions, self._in_order(work, partitions), reduction)
+        plans = self._plans(client, stream, config, partitions)
+        if self.execution.path == "one_by_one":
+            return self._one_by_one(client, stream, records, plans, partitions, reduction)
+        return self._mapped(client, stream, records, plans, partitions, reduction)
 
     def _plans(
         self, client: Client, stream: Stream, config: dict[str, Any], partitions: Sequence[int]
-    ) -> dict[int, Plan]:
-        """Returns the plan for each number of examples."""
-        sizes = {*map(self.shards.n_examples, partitions)}
+    ) -> list[Plan]:
+        """Returns each client's plan; clients of one size share it."""
+        sizes = self.shards.sizes[np.asarray(partitions, np.int64)].tolist()
         try:
-            return {n: client.plan(n, config) for n in sizes}
+            by_size = {n: client.plan(n, config) for n in set(sizes)}
         except FedsimError as error:
             raise RunFailed(str(error)) from error
         except KeyError as error:
@@ -150,12 +117,9 @@ class Cohorts:
             ) from error
         except Exception as error:  # whatever the user's client raises
             raise RunFailed(_blame(client, "plan", stream, error)) from error
+        return [by_size[n] for n in sizes]
 
     def _client(self, message_type: str, action: str) -> Client | DirectClient:
-        if message_type == "query.num_examples":
-            return self._actions.setdefault(
-                message_type, CountExamples(self.client.params, self.client.model, self.client.task)
-            )
         if not action or isinstance(self.client, DirectClient):
             return self.client
         if message_type not in self._actions:
@@ -167,11 +131,7 @@ class Cohorts:
             self._actions[message_type] = client
         return self._actions[message_type]
 
-    def state_of(self, partition: int) -> Arrays:
-        """Returns the state that the partition keeps between messages."""
-        found = self.states.get(partition)
-        found = self.client.initial_client_state() if found is None else found
-        return {name: tensor.to(self.shards.device) for name, tensor in found.items()}
+    # Mapped: one call computes a block of clients
 
     def _mapped(
         self,
@@ -180,55 +140,63 @@ class Cohorts:
         records: dict[str, Arrays],
         plans: Sequence[Plan],
         partitions: Sequence[int],
+        reduction: Reduction | None,
     ) -> CohortResult:
-        # most steps first, so that those who finish early leave the block from its end; then the
-        # largest, so that whole shards are padded little
-        efforts = [
-            (-plans[i].steps, -self.shards.n_examples(p), i) for i, p in enumerate(partitions)
-        ]
-        order = [i for _, _, i in sorted(efforts)]
-        chunk = self._chunk(plans, records, partitions)
-        blocks = -(-len(order) // chunk)
-        if plans[0].batching.kind == "full":
-            chunks = [order[i : i + chunk] for i in range(0, len(order), chunk)]
-        else:  # each thread gets long and short clients
-            chunks = [order[i::blocks] for i in range(blocks)]
-        self.bounds.setdefault(stream.message_type, [len(members) for members in chunks])
-        order = [i for members in chunks for i in members]
+        sizes = self.shards.sizes[np.asarray(partitions, np.int64)].tolist()
+        floats = self._floats(plans[0], records, max(sizes))
+        blocks = divide(plans, sizes, self.execution.chunk or None, floats)
+        self.bounds.setdefault(stream.message_type, [len(members) for members in blocks])
         like = _shapes(records, bool(plans[0].chains))
+        tree = MeanTree(len(blocks))
 
-        def work(members: list[int]) -> tuple[Reply, Arrays]:
+        def work(job: tuple[int, list[int]]) -> tuple[CohortResult, Arrays]:
+            leaf, members = job
             mine = [partitions[i] for i in members]
             block = Block([plans[i] for i in members], mine, self.shards, stream, like)
-            kept = [self._chained(p, block.chains) for p in mine]
-            states = {name: torch.stack([one[name] for one in kept]) for name in kept[0]}
-            return run_mapped(client, block, records, states, self.cache)
+            states = self._stacked_states(mine, block.chains)
+            reply, kept = run_mapped(client, block, records, states, self.cache)
+            done = CohortResult(members, reply.records, _metrics(reply.metrics))
+            if reduction is not None:
+                done = _reduced(done, partitions, reduction, tree, leaf)
+            return done, kept
 
         try:
-            outs = list(self._pool.map(work, chunks))
+            outs = list(self._pool.map(work, enumerate(blocks)))
         except Exception as error:
             hint = "\n(engine.path: one_by_one tells which client)"
             raise RunFailed(_blame(client, "train", stream, error) + hint) from error
-        reply, kept = outs[0] if len(outs) == 1 else tree_map(lambda *t: torch.cat(t), *outs)
-        if order != sorted(order):
-            back = torch.tensor(np.argsort(order))
-            reply, kept = tree_map(lambda t: t[back], (reply, kept))
-        if kept:
-            for i, partition in enumerate(partitions):
-                self.states[partition] = {k: v[i].clone() for k, v in kept.items()}
-        return CohortResult(list(range(len(partitions))), reply.records, _metrics(reply.metrics))
+        for members, (_, kept) in zip(blocks, outs, strict=True):
+            self._keep([partitions[i] for i in members], kept)
+        result = _joined([done for done, _ in outs])
+        result.reduced = reduction is not None
+        result.means = tree.result() if result.reduced else None
+        return result
 
-    def _chunk(
-        self, plans: Sequence[Plan], records: dict[str, Arrays], partitions: Sequence[int]
-    ) -> int:
-        plan = plans[0]
+    def _floats(self, plan: Plan, records: dict[str, Arrays], rows: int) -> int:
+        """Returns roughly how many floats of state and data one client and chain takes."""
         parameters = sum(t.numel() for r in records.values() for t in r.values())
         parameters //= max(plan.chains, 1)
-        rows = plan.batching.size or max(map(self.shards.n_examples, partitions))
-        per_lane = 4 * parameters + 2 * rows * self.shards.table.x[0].numel()
-        if self.execution.chunk:
-            return min(self.execution.chunk, len(partitions))
-        return chunk_clients(LANES, len(partitions), plan.chains, per_lane)
+        features = self.shards.sample.x[:1].numel()
+        return 4 * parameters + 2 * (plan.batching.size or rows) * features
+
+    def _stacked_states(self, partitions: Sequence[int], chains: int) -> Arrays:
+        """Returns the partitions' states (clients, …), with a chain axis if there are chains."""
+        initial = self.client.initial_client_state()
+        if not initial and not self.states:
+            return {}
+        kept = [self._chained(p, chains) for p in partitions]
+        return {name: torch.stack([one[name] for one in kept]) for name in kept[0]}
+
+    def _keep(self, partitions: Sequence[int], kept: Arrays) -> None:
+        if kept:
+            for i, partition in enumerate(partitions):
+                self.states[partition] = {name: x[i].clone() for name, x in kept.items()}
+
+    def state_of(self, partition: int) -> Arrays:
+        """Returns the state that the partition keeps between messages."""
+        found = self.states.get(partition)
+        found = self.client.initial_client_state() if found is None else found
+        return {name: tensor.to(self.shards.device) for name, tensor in found.items()}
 
     def _chained(self, partition: int, chains: int) -> Arrays:
         """Returns the partition's state, with a chain axis if it has none yet."""
@@ -237,6 +205,8 @@ class Cohorts:
             return state
         return {k: v.expand(chains, *v.shape) for k, v in state.items()}
 
+    # One by one: threads of one intra-op thread each
+
     def _one_by_one(
         self,
         client: Client,
@@ -244,75 +214,39 @@ class Cohorts:
         records: dict[str, Arrays],
         plans: Sequence[Plan],
         partitions: Sequence[int],
+        reduction: Reduction | None,
     ) -> CohortResult:
         chains = plans[0].chains
         like = _shapes(records, bool(chains))
+        images = client.model.convolutional and self.shards.device.type == "cpu"
+        if images:
+            records = tree_map(lambda t: channels_last(t, bool(chains)), records)
 
-        def work(lane: tuple[int, int]) -> tuple[Reply, Arrays] | str:
+        def work(lane: tuple[int, int]) -> Outcome:
             i, q = lane
             chain = q if chains else None
             try:
                 block = Block([plans[i]], [partitions[i]], self.shards, stream, like, chain)
                 state = self._chained(partitions[i], chains)
                 if chains:
-                    return run_one(client, block, at(records, q), at(state, q), self.cache)
-                return run_one(client, block, records, state, self.cache)
+                    return run_one(client, block, at(records, q), at(state, q), self.cache, images)
+                return run_one(client, block, records, state, self.cache, images)
             except Exception as error:  # whatever a client raises is that client's failure alone
                 return f"{type(error).__name__}: {error}"
 
         lanes = [(i, q) for i in range(len(partitions)) for q in range(max(chains, 1))]
-        outs = list(self._pool.map(work, lanes))
-        if not chains:
-            return self._stacked(outs, partitions)
-        grouped: list[tuple[Reply, Arrays] | str] = []
-        for i in range(0, len(outs), chains):
-            own = outs[i : i + chains]
-            failed = [out for out in own if isinstance(out, str)]
-            grouped.append(failed[0] if failed else tree_map(lambda *t: torch.stack(t), *own))
-        return self._stacked(grouped, partitions)
-
-    def _stacked(
-        self, outs: Sequence[tuple[Reply, Arrays] | str], partitions: Sequence[int]
-    ) -> CohortResult:
-        """Stacks the replies and keeps the clients' states; a string says why there is no reply."""
-        replies: dict[int, Reply] = {}
-        errors: dict[int, str] = {}
-        form: object = None
-        for i, out in enumerate(outs):
-            if isinstance(out, str):
-                errors[i] = out
-                continue
-            reply, kept = out
-            form = form or _form(reply)
-            if _form(reply) != form:
-                errors[i] = "its records differ from the other replies'"
-                continue
-            replies[i] = reply
-            if kept:
-                self.states[partitions[i]] = kept
-        if not replies:
-            return CohortResult([], {}, {}, errors)
-        stacked = tree_map(lambda *t: torch.stack(t), *replies.values())
-        return CohortResult(list(replies), stacked.records, _metrics(stacked.metrics), errors)
-
-    def _whole(self, rows: np.ndarray[Any, Any]) -> Batch:
-        """Returns these rows of the table as one batch, which stands for nothing but itself."""
-        table, index = self.shards.table, torch.from_numpy(rows)
-        one = torch.ones((), dtype=table.weight.dtype)
-        return Batch(table.x[index], table.y[index], table.weight[index], one)
+        outs = self._in_order(work, lanes)
+        if chains:
+            outs = _by_client(outs, chains)
+        return self._collected(partitions, outs, reduction)
 
     def _direct(
-        self,
-        client: DirectClient,
-        stream: Stream,
-        records: dict[str, Arrays],
-        config: dict[str, Any],
-        partitions: Sequence[int],
-    ) -> CohortResult:
-        def work(partition: int) -> tuple[Reply, Arrays] | str:
-            shard = self._whole(self.shards.rows(partition))
-            rng = stream.generator("client", partition, 0, 0)
+        self, client: DirectClient, stream: Stream, records: dict[str, Arrays], config: Any
+    ) -> Callable[[int], Outcome]:
+        def work(partition: int) -> Outcome:
             try:
+                shard = whole(self.shards.training([partition]))
+                rng = stream.generator("client", partition, 0, 0)
                 reply, kept = client.train(
                     stream.message_type, records, config, shard, self.state_of(partition), rng
                 )
@@ -321,7 +255,33 @@ class Cohorts:
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
 
-        return self._stacked(list(self._pool.map(work, partitions)), partitions)
+        return work
+
+    def _in_order(self, work: Callable[[J], R], jobs: Sequence[J]) -> Iterator[R]:
+        """Yields work's results in the order of the jobs, with few of them waiting."""
+        waiting: deque[Future[R]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(self._pool.submit(work, job))
+                if len(waiting) > 2 * self.execution.threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _collected(
+        self, partitions: Sequence[int], outs: Iterable[Outcome], reduction: Reduction | None
+    ) -> CohortResult:
+        """Returns the replies, stacked or averaged, and keeps the clients' states."""
+        collector = _Collector(partitions, reduction)
+        for i, out in enumerate(outs):
+            if isinstance(out, str):
+                collector.add(i, out)
+            elif collector.add(i, out[0]) and out[1]:
+                self.states[partitions[i]] = out[1]
+        return collector.result()
 
     def _evaluate(
         self,
@@ -336,67 +296,131 @@ class Cohorts:
             raise RunFailed(
                 f"client {type(client).__name__} does not evaluate; set evaluate.clients_every: 0"
             )
+        held = self.shards.evaluation(partitions)
         chains = int(config.get("chains", 0))
-        rows = [self.shards.evaluation_rows(p) for p in partitions]
-        owner = np.repeat(np.arange(len(partitions)), [len(r) for r in rows])
-        jobs: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], Arrays]] = []
-        if client.personalised:
-            jobs = [
-                (r, np.full(len(r), i), self._chained(partitions[i], chains))
-                for i, r in enumerate(rows)
-            ]
-        else:
-            flat = np.concatenate(rows) if rows else np.empty(0, np.int64)
-            for start in range(0, len(flat), EVALUATION_ROWS):
-                cut = slice(start, start + EVALUATION_ROWS)
-                jobs.append((flat[cut], owner[cut], {}))
-
-        def work(
-            job: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], Arrays],
-        ) -> list[dict[str, Tensor]]:
-            index, _, state = job
-            batch = self._whole(index)
-            with torch.no_grad():
-                if not chains:
-                    return [client.evaluate(records, state, batch)]
-                return [client.evaluate(at(records, q), at(state, q), batch) for q in range(chains)]
-
-        sums: dict[str, np.ndarray[Any, Any]] = {}
-        weight_sums = np.zeros(len(partitions))
         try:
-            done = list(self._pool.map(work, jobs))
+            metrics = evaluate(
+                client,
+                held,
+                records,
+                chains,
+                lambda members: self._stacked_states([partitions[i] for i in members], chains),
+                lambda work, jobs: list(self._pool.map(work, jobs)),
+                mapped=self.execution.path == "mapped",
+            )
         except Exception as error:
             raise RunFailed(_blame(client, "evaluate", stream, error)) from error
-        for (index, who, _), outs in zip(jobs, done, strict=True):
-            weight = self.shards.table.weight[torch.from_numpy(index)].cpu().double().numpy()
-            weight_sums += np.bincount(who, weight, len(partitions))
-            for name in outs[0]:
-                value = torch.stack([out[name] for out in outs]).cpu().double().mean(0).numpy()
-                total = sums.setdefault(name, np.zeros(len(partitions)))
-                total += np.bincount(who, weight * value, len(partitions))
-        metrics = {
-            name: torch.from_numpy(total / np.maximum(weight_sums, 1e-300))
-            for name, total in sums.items()
-        }
-        metrics["num-examples"] = torch.tensor([float(len(r)) for r in rows], dtype=torch.float64)
         return CohortResult(list(range(len(partitions))), {}, metrics)
 
 
-def _form_of(plan: Plan) -> object:
-    """Returns everything of a plan that the clients of one block must have in common."""
-    noise = tuple(
-        (n, tuple(s.shapes.items()), s.like, s.distribution, s.shared, s.every, s.per_example)
-        for n, s in plan.noise.items()
+class _Collector:
+    """Takes replies one by one in the cohort's order; stacks them, or averages and forgets them."""
+
+    def __init__(self, partitions: Sequence[int], reduction: Reduction | None) -> None:
+        self._partitions, self._reduction = partitions, reduction
+        self._size = max(-(-len(partitions) // LEAVES), 1)
+        self._tree = MeanTree(-(-len(partitions) // self._size))
+        self._leaf = Leaf()
+        self._form: object = None
+        self._arrays: list[dict[str, Arrays]] = []
+        self._metrics: list[dict[str, Tensor]] = []
+        self._good: list[int] = []
+        self._bytes = 0
+        self._errors: dict[int, str] = {}
+
+    def add(self, position: int, out: Reply | str) -> bool:
+        """Takes the next client's reply, or why there is none; returns whether it is good."""
+        problem = out if isinstance(out, str) else self._take(position, out)
+        if problem is not None:
+            self._errors[position] = problem
+        last = position + 1 == len(self._partitions)
+        if self._reduction is not None and (last or (position + 1) % self._size == 0):
+            self._tree.add(position // self._size, self._leaf.means, self._leaf.weight)
+            self._leaf = Leaf()
+        return problem is None
+
+    def _take(self, position: int, reply: Reply) -> str | None:
+        self._form = self._form or _form(reply)
+        if _form(reply) != self._form:
+            return "its records differ from the other replies'"
+        metrics = {name: value[None] for name, value in reply.metrics.items()}
+        if self._reduction is None:
+            self._arrays.append(reply.records)
+        else:
+            self._bytes += _bytes(reply.records)
+            node = (node_of(self._partitions[position]),)
+            single = Replies(node, tree_map(lambda t: t[None], reply.records), _metrics(metrics))
+            checked = self._reduction.check(single)
+            if checked.failures:
+                return checked.failures[0].reason
+            self._tree.like(reply.records)
+            self._leaf.add(reply.records, float(self._reduction.weights(checked)[0]))
+        self._metrics.append(metrics)
+        self._good.append(position)
+        return None
+
+    def result(self) -> CohortResult:
+        """Returns what has been collected."""
+        metrics = {
+            name: torch.cat([one[name] for one in self._metrics])
+            for name in (self._metrics[0] if self._metrics else {})
+        }
+        done = CohortResult(self._good, {}, _metrics(metrics), self._errors)
+        if self._reduction is not None:
+            done.reduced, done.means, done.bytes_up = True, self._tree.result(), self._bytes
+        elif self._arrays:
+            done.records = tree_map(lambda *t: torch.stack(t), *self._arrays)
+        return done
+
+
+def whole(held: Held) -> Batch:
+    """Returns all the rows as one batch, which stands for nothing but itself."""
+    rows, _ = held.flat()
+    table, index = held.table, torch.from_numpy(rows)
+    one = torch.ones((), dtype=table.weight.dtype)
+    return Batch(table.x[index], table.y[index], table.weight[index], one)
+
+
+def _by_client(outs: Iterator[Outcome], chains: int) -> Iterator[Outcome]:
+    """Stacks the outcomes of each client's chains; one failed chain fails the client."""
+    for first in outs:
+        own = [first, *islice(outs, chains - 1)]
+        failed = [out for out in own if isinstance(out, str)]
+        yield failed[0] if failed else tree_map(lambda *t: torch.stack(t), *own)
+
+
+def _reduced(
+    done: CohortResult, partitions: Sequence[int], reduction: Reduction, tree: MeanTree, leaf: int
+) -> CohortResult:
+    """Averages a block's good replies into a leaf of the tree; returns the rest."""
+    nodes = [node_of(partitions[i]) for i in done.good]
+    checked = reduction.check(Replies(tuple(nodes), done.records, done.metrics))
+    tree.add_stack(leaf, checked.arrays, reduction.weights(checked))
+    position = dict(zip(nodes, done.good, strict=True))
+    return CohortResult(
+        [position[node] for node in checked.node_ids],
+        {},
+        checked.metrics,
+        {position[failure.node_id]: failure.reason for failure in checked.failures},
+        bytes_up=_bytes(done.records),
     )
-    return (
-        plan.batching,
-        plan.minibatches_per_step,
-        plan.init_minibatches,
-        noise,
-        tuple(plan.scalars),
-        tuple(plan.static.items()),
-        plan.chains,
-    )
+
+
+def _joined(parts: Sequence[CohortResult]) -> CohortResult:
+    """Returns the blocks' results as one, in the order of the cohort."""
+    good = [i for part in parts for i in part.good]
+    errors = {i: reason for part in parts for i, reason in part.errors.items()}
+    size = sum(part.bytes_up for part in parts)
+    if len(parts) == 1:
+        records, metrics = parts[0].records, parts[0].metrics
+    else:
+        pairs = [(part.records, part.metrics) for part in parts]
+        records, metrics = tree_map(lambda *t: torch.cat(t), *pairs)
+    order = np.argsort(good, kind="stable")
+    if good != sorted(good):
+        back = torch.from_numpy(order)
+        records, metrics = tree_map(lambda t: t[back], (records, metrics))
+    return CohortResult(sorted(good), records, metrics, errors, bytes_up=size)
 
 
 def _shapes(records: dict[str, Arrays], chains: bool) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -410,6 +434,10 @@ def _metrics(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns (clients,) float64 metrics, averaged over chains."""
     # to the CPU first: Apple's GPUs have no float64
     return {k: v.cpu().double().reshape(len(v), -1).mean(1) for k, v in metrics.items()}
+
+
+def _bytes(records: dict[str, Arrays]) -> int:
+    return sum(t.numel() * t.element_size() for a in records.values() for t in a.values())
 
 
 def _form(reply: Reply) -> object:

@@ -22,6 +22,7 @@ from fedsim.messages import (
     Arrays,
     Broadcast,
     Failure,
+    Reduction,
     Replies,
     config_of,
     to_tensors,
@@ -97,7 +98,9 @@ class InlineGrid(Grid):
     ) -> Sequence[Message]:
         """Returns the replies; a cohort of our clients comes back as `Replies`."""
         if isinstance(messages, Broadcast) and isinstance(self._clients, Cohorts):
-            return self._cohort(messages.content, messages.message_type, messages.node_ids)
+            return self._cohort(
+                messages.content, messages.message_type, messages.node_ids, messages.reduction
+            )
         return self.pull_messages(self.push_messages(messages))
 
     def _answer(self, messages: list[Message]) -> Sequence[Message]:
@@ -121,24 +124,33 @@ class InlineGrid(Grid):
             answers.append(replies)
         return answers[0] if len(answers) == 1 else [m for group in answers for m in group]
 
-    def _cohort(self, content: RecordDict, message_type: str, node_ids: Sequence[int]) -> Replies:
+    def _cohort(
+        self,
+        content: RecordDict,
+        message_type: str,
+        node_ids: Sequence[int],
+        reduction: Reduction | None = None,
+    ) -> Replies:
         assert isinstance(self._clients, Cohorts)
-        node_ids = sorted(node_ids)  # the order of the messages must not matter
-        known = [n for n in node_ids if n in self.get_node_ids()]
-        unknown = [Failure(n, "no such node") for n in node_ids if n not in self.get_node_ids()]
-        records = {name: to_tensors(r) for name, r in content.array_records.items()}
-        partitions = [partition_of(n) for n in known]
+        node_ids, nodes = sorted(node_ids), self.get_node_ids()  # the messages' order is no matter
+        known = [n for n in node_ids if n in nodes]
+        failures = [Failure(n, "no such node") for n in node_ids if n not in nodes]
         request = _request(message_type)
         if not known:
-            return Replies((), {}, {}, unknown, request)
-        done = self._clients.run(message_type, records, config_of(content), partitions)
-        failures = [Failure(known[i], reason) for i, reason in done.errors.items()]
+            return Replies((), {}, {}, failures, request)
+        records = {name: to_tensors(r) for name, r in content.array_records.items()}
+        partitions = [partition_of(n) for n in known]
+        done = self._clients.run(message_type, records, config_of(content), partitions, reduction)
+        failures += [Failure(known[i], reason) for i, reason in done.errors.items()]
         return Replies(
             tuple(known[i] for i in done.good),
             done.records,
             done.metrics,
-            unknown + failures,
+            failures,
             request,
+            reduced=done.reduced,
+            means=done.means,
+            bytes_up=done.bytes_up,
         )
 
     def record(self) -> dict[str, Any]:

@@ -14,19 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.clients.base import Batch, Batching, Noise, Plan
+from fedsim.clients.base import Batch, Noise, Plan
+from fedsim.grids.minibatches import positions, stream_keys
 from fedsim.grids.shards import Shards
 from fedsim.messages import Arrays
-from fedsim.random import Rekeyed, generator
+from fedsim.random import Rekeyed, generator, key
 
 GATHER_FLOATS = 2**22
 """Features of a block's minibatches up to which they are all gathered by one call."""
 
 SHARED = -1
 """Stands for the partition in the name of a stream that all clients share."""
-
-ARGSORT_LIMIT = 4096
-"""Rows up to which sorting uniforms beats drawing without replacement one batch at a time."""
 
 
 @dataclass(frozen=True)
@@ -48,34 +46,10 @@ class Stream:
         name = f"{self.message_type}/{purpose}"
         return make(self.seed, name, self.server_round, partition, chain, step)
 
-
-def positions(
-    batching: Batching, n: int, count: int, rng: np.random.Generator
-) -> np.ndarray[Any, Any]:
-    """Returns (count, size) positions in a shard of n rows; −1 pads."""
-    if batching.kind == "none" or count == 0:
-        return np.empty((count, 0), np.int64)
-    if batching.kind == "full":
-        return np.broadcast_to(np.arange(n), (count, n))
-    size = batching.size
-    if batching.kind == "epochs":
-        if n == count * size:  # one pass, nothing to pad
-            return rng.permutation(n).reshape(count, size)
-        per_epoch = max(-(-n // size), 1)
-        epochs = -(-count // per_epoch)
-        table = np.full((epochs, per_epoch * size), -1, np.int64)
-        for epoch in range(epochs):
-            table[epoch, :n] = rng.permutation(n)
-        return table.reshape(-1, size)[:count]
-    table = np.full((count, size), -1, np.int64)
-    if n <= size:
-        table[:, :n] = np.arange(n)
-    elif n <= ARGSORT_LIMIT:
-        table[:] = rng.random((count, n)).argpartition(size, axis=1)[:, :size]
-    else:
-        for row in table:
-            row[:] = rng.choice(n, size, replace=False, shuffle=False)
-    return table
+    def root(self, purpose: str) -> int:
+        """Returns the 64-bit number that the purpose's counter-based streams start from."""
+        name = f"{self.message_type}/{purpose}"
+        return key(self.seed, name, self.server_round) & (2**64 - 1)
 
 
 class Block:
@@ -95,6 +69,7 @@ class Block:
         self.plan = plans[0]
         self.chain_ids = range(self.plan.chains) if chain is None else range(chain, chain + 1)
         self.chains = len(self.chain_ids)
+        self.held = shards.training(partitions)
         self.steps = np.array([plan.steps for plan in plans])
         self._rekeyed = Rekeyed()
         self.full = self.plan.batching.kind == "full"
@@ -102,59 +77,67 @@ class Block:
             name: dict(like[noise.like] if noise.like else noise.shapes)
             for name, noise in self.plan.noise.items()
         }
-        self._rows = self._draw_rows()
+        sizes = torch.from_numpy(self.held.sizes)
+        self._examples = sizes.to(self.shards.device, self.shards.dtype)
         self._spare = self._padding_rows()
+        self._rows = self._draw_rows()
         self._full_batch = self._resident() if self.full else None
         self._gathered = self._gather_all()
         self._noise: dict[str, Arrays] = {}
         self._scalars = {name: v.unbind(1) for name, v in self._stack_scalars().items()}
 
     def _draw_rows(self) -> np.ndarray[Any, Any]:
-        """Returns (C[, Q], minibatches, size) rows of the table; −1 pads."""
-        plan = self.plan
-        # chains of a full-batch client share their rows
-        chains = 1 if self.full or not self.chains else self.chains
-        count = plan.init_minibatches + int(self.steps.max()) * plan.minibatches_per_step
-        count = 1 if self.full else count
-        sizes = [self.shards.n_examples(p) for p in self.partitions]
-        width = max(sizes) if self.full else plan.batching.size
-        rows = np.full((len(self.partitions), chains, count, width), -1, np.int64)
-        if plan.batching.kind == "none" or width == 0:
-            rows = np.full((len(self.partitions), chains, count, 1), -1, np.int64)
-        else:
-            for i, partition in enumerate(self.partitions):
-                own = self.shards.padded_rows(partition)  # position −1 is row −1
-                steps = plan.init_minibatches + self.plans[i].steps * plan.minibatches_per_step
-                for c in range(chains):
-                    chain = self.chain_ids[c] if self.chains else 0
-                    rng = self.stream.generator("batches", partition, chain, 0, self._rekeyed)
-                    at = positions(plan.batching, sizes[i], min(steps, count), rng)
-                    rows[i, c, : len(at), : at.shape[1]] = own[at]
-        return rows if self.chains and not self.full else rows[:, 0]
+        """Returns (C[, Q], minibatches, size) rows of the table; −1 pads.
+
+        Whole shards and clients without data have one minibatch, and chains share it.
+        """
+        plan, clients = self.plan, len(self.partitions)
+        if self.full or plan.batching.kind == "none":
+            rows = self.held.whole() if self.full else np.empty((clients, 0), np.int64)
+            if not rows.shape[1]:
+                rows = np.full((clients, 1), -1, np.int64)
+            return rows[:, None] if self.full or not self.chains else rows[:, None, None]
+        chains = self.chain_ids if self.chains else range(1)
+        counts = plan.init_minibatches + self.steps * plan.minibatches_per_step
+        keys = stream_keys(self.stream.root("batches"), self.held.partitions, chains)
+
+        def own(client: int, chain: int) -> np.random.Generator:
+            partition = self.partitions[client]
+            return self.stream.generator("batches", partition, chains[chain], 0, self._rekeyed)
+
+        found = positions(plan.batching, self.held.sizes, counts, keys, own)
+        rows = self.held.index(found)
+        return rows if self.chains else rows[:, 0]
 
     def _gather(self, rows: np.ndarray[Any, Any], lead: int = 0) -> Batch:
         """Returns the batches of `rows` (*, size) as tensors leading with *.
 
         The axis of the clients comes after `lead` others.
         """
-        table = self.shards.table
+        table = self.held.table
         index = torch.from_numpy(np.ascontiguousarray(rows)).to(self.shards.device)
-        mask = index >= 0
-        clients, trailing = index.shape[lead], (1,) * (index.ndim - 1 - lead)
-        spare = self._spare[:clients].reshape(-1, *trailing)
-        flat = torch.where(mask, index, spare).reshape(-1)
-        weight = table.weight.index_select(0, flat).reshape(index.shape) * mask
-        n = self._examples()[:clients].reshape(-1, *trailing[1:])
+        trailing = (1,) * (index.ndim - 2 - lead)
+        n = self._examples[: index.shape[lead]].reshape(-1, *trailing)
+        if rows.size and rows.min() >= 0:  # nothing to pad
+            flat = index.reshape(-1)
+            weight = table.weight.index_select(0, flat).reshape(index.shape)
+            scale = (n / index.shape[-1]).expand(index.shape[:-1])
+        else:
+            mask = index >= 0
+            spare = self._spare[: index.shape[lead]].reshape(-1, 1, *trailing)
+            flat = torch.where(mask, index, spare).reshape(-1)
+            weight = table.weight.index_select(0, flat).reshape(index.shape) * mask
+            scale = n / mask.sum(-1).clamp_min(1).to(weight.dtype)
         return Batch(
             table.x.index_select(0, flat).reshape(*index.shape, *table.x.shape[1:]),
             table.y.index_select(0, flat).reshape(*index.shape, *table.y.shape[1:]),
             weight,
-            n / mask.sum(-1).clamp_min(1).to(weight.dtype),
+            scale,
         )
 
     def _gather_all(self) -> Batch | None:
         """Returns all minibatches at once, leading with their number, if they are small enough."""
-        floats = self._rows.size * self.shards.table.x[:1].numel()
+        floats = self._rows.size * self.held.table.x[:1].numel()
         if self.full or self.plan.batching.kind == "none" or floats > GATHER_FLOATS:
             return None
         return self._gather(np.moveaxis(self._rows, -2, 0), lead=1)
@@ -171,13 +154,8 @@ class Block:
         Their weight is 0, but a loss of another client's row may be infinite here, and 0 · inf is
         NaN.
         """
-        owned = [self.shards.rows(p) for p in self.partitions]
-        first = [int(rows[0]) if len(rows) else 0 for rows in owned]
-        return torch.tensor(first, dtype=torch.int64, device=self.shards.device)
-
-    def _examples(self) -> Tensor:
-        sizes = [self.shards.n_examples(p) for p in self.partitions]
-        return torch.tensor(sizes, dtype=self.shards.dtype, device=self.shards.device)
+        first = self.held.index(np.where(self.held.sizes > 0, 0, -1))
+        return torch.from_numpy(np.maximum(first, 0)).to(self.shards.device)
 
     def _stack_scalars(self) -> dict[str, Tensor]:
         """Returns (C, steps) of every scalar."""
@@ -195,7 +173,7 @@ class Block:
                 given = np.asarray(plan.scalars[name])
                 row[: len(given) if given.ndim else None] = given
             stacked[name] = torch.from_numpy(values).to(self.shards.device, self.shards.dtype)
-        stacked["num-examples"] = self._examples()[:, None].expand(-1, length)
+        stacked["num-examples"] = self._examples[:, None].expand(-1, length)
         ids = torch.tensor(self.partitions, dtype=self.shards.dtype, device=self.shards.device)
         stacked["partition-id"] = ids[:, None].expand(-1, length)
         steps = torch.arange(length, dtype=self.shards.dtype, device=self.shards.device)
@@ -273,7 +251,7 @@ class Block:
         }
         widths = {key: int(np.prod(shape)) for key, shape in self._shapes[name].items()}
         for i, partition in enumerate(self.partitions[:active]):
-            n = self.shards.n_examples(partition)
+            n = int(self.held.sizes[i])
             for c in range(max(self.chains, 1)):
                 flat = np.zeros(count * n * sum(widths.values()), self._numpy_dtype)
                 self._fill(flat, name, spec, partition, c, step)

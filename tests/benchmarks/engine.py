@@ -1,32 +1,28 @@
-"""fedsim itself as a side: the round loop over the inline Grid, replies checked and averaged."""
+"""fedsim itself as a side: a scenario's round loop over the inline Grid, and a recorder without disk.
+
+The scenarios name the functions and classes of this module by import path, as a user's would.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim._flower import quiet
 from fedsim.clients.base import Batching, Client, Config, Inputs, Plan, Reply, State
-from fedsim.clients.sgd import SGD, SGDParams
 from fedsim.data import DataInfo, Examples, FederatedData, Partition
 from fedsim.errors import Params
-from fedsim.grids.cohort import Cohorts
-from fedsim.grids.execution import Execution, choose_path
-from fedsim.grids.inline import InlineGrid
-from fedsim.grids.shards import Shards
 from fedsim.messages import Arrays
-from fedsim.models import FunctionalModel, build_task
-from fedsim.models.tasks import ClassificationParams
-from fedsim.server.loop import LoopConfig, RoundLoop
-from fedsim.strategies.fedavg import FedAvg, FedAvgParams
-from tests.benchmarks.workloads import SEED, Workload
-
-THREADS = 2
-"""One for each core of the machines that the references were made for."""
+from fedsim.scenario import Scenario
+from fedsim.server.loop import RoundLoop
+from fedsim.setup import Setup, prepare
+from tests.benchmarks.session import Session
+from tests.benchmarks.workloads import SEED, WORKLOADS, Workload
 
 
 class Echo(Client):
@@ -80,61 +76,100 @@ class Nowhere:
         """Drops it."""
 
 
-class Fedsim:
-    """One workload on the inline engine, as a scenario would run it."""
+class Engine:
+    """A scenario's round loop, which can be run a few rounds at a time."""
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, scenario: Mapping[str, Any], recorder: Nowhere | None = None) -> None:
         quiet()
-        torch.set_num_threads(1)
-        data = federated(workload)
-        example = torch.zeros((1, *workload.input_shape))
-        model = FunctionalModel(workload.model(), example)
-        task = build_task(ClassificationParams())
-        client: Client
-        if workload.lr:
-            params = SGDParams(lr=workload.lr, batch_size=workload.batch)
-            client = SGD(params, model, task)
-        else:
-            client = Echo(Params(), model, task)
-        path, why = choose_path(model, torch.device("cpu"), "auto")
-        execution = Execution(path, 0, THREADS, "float32", "cpu", True, why)
-        cohorts = Cohorts(client, Shards(data, torch.float32), execution, SEED)
-        strategy = FedAvg(FedAvgParams(fraction_train=workload.cohort / workload.clients))
-        config = LoopConfig(rounds=0, seed=SEED, server_every=0, checkpoint_rounds=0)
-        grid = InlineGrid(cohorts, workload.clients, seed=SEED)
-        self._names = list(model.shapes)
-        self._loop = RoundLoop(strategy, grid, model.initial(), config, Nowhere())
+        self.setup: Setup = prepare(Scenario.from_dict(dict(scenario)).expand()[0].scenario)
+        self._grid = self.setup.grid()
+        config = replace(self.setup.loop_config(), rounds=0, checkpoint_rounds=0)
+        self.loop = RoundLoop(
+            self.setup.strategy, self._grid, self.setup.arrays, config, recorder or Nowhere()
+        )
 
     def advance(self, rounds: int) -> None:
         """Runs that many more rounds."""
         torch.set_num_threads(1)
-        done = self._loop.state.round
-        self._loop.config = replace(self._loop.config, rounds=done + rounds)
-        self._loop.run()
+        done = self.loop.state.round
+        self.loop.config = replace(self.loop.config, rounds=done + rounds)
+        self.loop.run()
+
+    def close(self) -> None:
+        """Ends the engine's threads."""
+        self._grid.close()
+
+
+class Fedsim(Session):
+    """One workload on the inline engine.
+
+    strategy: fedsim's own "fedavg", or "FedAvg", Flower's, which lists every node in every round.
+    """
+
+    def __init__(self, workload: Workload, strategy: str = "fedavg") -> None:
+        self.workload = workload
+        self._engine = Engine(scenario(workload, strategy))
+
+    def advance(self, rounds: int) -> None:
+        """Runs that many more rounds."""
+        self._engine.advance(rounds)
 
     def parameters(self) -> list[Tensor]:
         """Returns the global parameters."""
-        return [self._loop.state.arrays[name] for name in self._names]
+        names = [name for name, _ in self.workload.model().named_parameters()]
+        return [self._engine.loop.state.arrays[name] for name in names]
+
+    def close(self) -> None:
+        """Ends the engine's threads."""
+        self._engine.close()
 
 
-def federated(workload: Workload) -> FederatedData:
-    """Returns the workload's data as fedsim holds it."""
-    classes = 10 if workload.lr else None
-    target = "class" if workload.lr else "none"
-    info = DataInfo(workload.name, workload.input_shape, classes, target)  # type: ignore[arg-type]
+def scenario(workload: Workload, strategy: str = "fedavg") -> dict[str, Any]:
+    """Returns the workload as a scenario."""
+    here = __name__
+    chosen: dict[str, Any] = {"name": strategy}
+    chosen["fraction_train"] = workload.cohort / workload.clients
+    if strategy != "fedavg":
+        chosen |= {"fraction_evaluate": 0.0, "min_train_nodes": workload.cohort}
+    client: dict[str, Any] = {"name": f"{here}:Echo"}
     if workload.lr:
-        x, y = (tensor.flatten(0, 1).numpy() for tensor in workload.data)
+        client = {"name": "sgd", "lr": workload.lr, "batch_size": workload.batch}
+    of = {"workload": workload.name}
+    return {
+        "name": f"benchmark-{workload.name}",
+        "seed": SEED,
+        "rounds": 1,
+        "data": {"name": "custom", "factory": f"{here}:federated", "arguments": of},
+        "partition": "given",
+        "model": {"name": "custom", "factory": f"{here}:model", "params": of},
+        "task": "classification" if workload.lr else "potential",
+        "strategy": chosen,
+        "client": client,
+        "evaluate": {"server_every": 0},
+    }
+
+
+def model(workload: str) -> nn.Module:
+    """Returns the workload's model."""
+    return WORKLOADS[workload].model()
+
+
+def federated(workload: str) -> FederatedData:
+    """Returns the workload's data as fedsim holds it; made when asked for if clients share it."""
+    w = WORKLOADS[workload]
+    learns = bool(w.lr)
+    info = DataInfo(w.name, w.input_shape, 10 if learns else None, "class" if learns else "none")
+    if learns:
+        x, y = (tensor.numpy() for tensor in w.data)
     else:
-        rows = workload.clients * workload.examples
-        x, y = np.zeros((rows, *workload.input_shape), np.float32), np.zeros(rows, np.int64)
-    owned = np.arange(len(x)).reshape(workload.clients, workload.examples)
-    return FederatedData(
-        info=info,
-        train=Examples(x, y),
-        shards=Partition.of(owned),
-        holdouts=None,
-        validation=None,
-        test=None,
-        ood=None,
-        truth={},
-    )
+        x = np.zeros((w.clients, w.examples, *w.input_shape), np.float32)
+        y = np.zeros((w.clients, w.examples), np.float32)
+
+    def rows(client: int) -> Examples:
+        return Examples(x[client % w.distinct], y[client % w.distinct])
+
+    pool = Examples(x.reshape(-1, *w.input_shape), y.reshape(-1))
+    offsets = np.arange(w.clients + 1, dtype=np.int64) * w.examples
+    if w.shards:
+        return FederatedData(info, pool, Partition(None, offsets), make=rows)
+    return FederatedData(info, pool, Partition(np.arange(len(pool)), offsets))

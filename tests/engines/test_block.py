@@ -140,7 +140,7 @@ def test_padding_has_no_weight_and_the_scale_makes_a_batch_unbiased() -> None:
 def test_padding_repeats_the_clients_own_row_and_nobody_elses() -> None:
     block = make(Batching("epochs", 4), [0, 1])  # client 1 holds one row
     batch = block._batch(0, 2)
-    own = block.shards.table.x[block.shards.rows(1)]
+    own = block.held.table.x[block.held.index(np.zeros((2, 1), np.int64))[1]]
     assert torch.equal(batch.x[1], own.expand(4, -1))
     assert batch.weight[1].tolist()[1:] == [0.0, 0.0, 0.0]
 

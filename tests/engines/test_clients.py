@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.clients.base import Batch, Batching, Client, Config, DirectClient, Inputs, Plan, Reply
+from fedsim.clients.sgd import SGD, SGDParams
 from fedsim.errors import Params, RunFailed
 from fedsim.grids.execute import at
 from fedsim.messages import Arrays, Broadcast, Replies, make_content
@@ -292,12 +294,12 @@ def test_evaluation_is_brute_force(chains: int, holdout: int) -> None:
 
 
 def test_evaluation_is_cut_into_passes_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedsim.grids import cohort
+    from fedsim.grids import evaluate
 
     client = sgd(functional())
     records = {"arrays": client.model.initial()}
     whole = cohorts(client, federation()).run("evaluate", records, {}, range(5)).metrics
-    monkeypatch.setattr(cohort, "EVALUATION_ROWS", 4)
+    monkeypatch.setattr(evaluate, "EVALUATION_ROWS", 4)
     cut = cohorts(client, federation()).run("evaluate", records, {}, range(5)).metrics
     for name, values in whole.items():
         torch.testing.assert_close(cut[name], values, rtol=1e-13, atol=0)
@@ -322,9 +324,20 @@ def test_gradients_are_counted() -> None:
     assert result.metrics["train_loss"].isfinite().all()
 
 
-def test_plans_of_another_form_are_refused_where_clients_share_a_block() -> None:
-    """Mapped, one plan serves a block; one by one, each client has its own (above)."""
-    client = Brittle(NoParams(), functional(), classification())
-    made = cohorts(client, federation((1, 3)), path="mapped")
-    with pytest.raises(RunFailed, match=r"which only engine\.path"):
-        made.run("train", {"arrays": START}, {}, [0, 1])
+def test_clients_whose_plans_differ_in_form_are_mapped_in_blocks_of_their_own() -> None:
+    class Uneven(SGD):
+        def plan(self, n_examples: int, config: Any) -> Plan:
+            """Small clients take all their rows at once."""
+            if n_examples < 10:
+                return replace(super().plan(n_examples, config), batching=Batching("full"))
+            return super().plan(n_examples, config)
+
+    client = Uneven(SGDParams(lr=0.1, batch_size=4), functional(), classification())
+    mapped = cohorts(client, federation(), path="mapped")
+    records = {"arrays": client.model.initial()}
+    found = mapped.run("train", records, {"server-round": 1}, range(5))
+    alone = cohorts(client, federation(), path="one_by_one")
+    expected = alone.run("train", records, {"server-round": 1}, range(5))
+    assert mapped.bounds["train"] == [3, 2]
+    for i in range(5):
+        assert distance(at(found.records["arrays"], i), at(expected.records["arrays"], i)) <= 1e-12

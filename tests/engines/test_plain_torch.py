@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 
 from fedsim.clients.base import Batching
 from fedsim.data import FederatedData
-from fedsim.grids.lanes import Stream, positions
-from tests.engines.toys import distance, federation, functional, network, run, sgd
+from fedsim.grids.lanes import Stream
+from tests.engines.toys import distance, drawn, federation, functional, network, run, sgd
 
 EPOCHS, BATCH, ROUNDS, LR = 2, 4, 3, 0.2
 
@@ -27,8 +27,8 @@ def minibatches(data: FederatedData, client: int, server_round: int) -> list[np.
     """Returns the rows of each of the client's minibatches in a round."""
     rows = data.shards[client]
     count = EPOCHS * math.ceil(len(rows) / BATCH)
-    rng = Stream(0, server_round, "train").generator("batches", client, 0, 0)
-    order = positions(Batching("epochs", BATCH), len(rows), count, rng)
+    stream = Stream(0, server_round, "train")
+    order = drawn(stream, Batching("epochs", BATCH), len(rows), count, client)
     return [rows[batch[batch >= 0]] for batch in order]
 
 

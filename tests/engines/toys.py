@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.clients.base import Client, DirectClient
+from fedsim.clients.base import Batching, Client, DirectClient
 from fedsim.clients.sgd import SGD, SGDParams
 from fedsim.data import DataInfo, Examples, FederatedData
-from fedsim.grids.cohort import Cohorts, Execution
+from fedsim.grids.cohort import Cohorts
+from fedsim.grids.execution import Execution
 from fedsim.grids.inline import InlineGrid
+from fedsim.grids.lanes import Stream
+from fedsim.grids.minibatches import positions, stream_keys
 from fedsim.grids.shards import Shards
 from fedsim.messages import Arrays
 from fedsim.models import FunctionalModel, Task, build_task
@@ -208,3 +211,15 @@ def same_bits(a: Arrays, b: Arrays) -> bool:
     return a.keys() == b.keys() and all(
         a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a
     )
+
+
+def drawn(
+    stream: Stream, batching: Batching, n: int, count: int, partition: int, chain: int = 0
+) -> np.ndarray[Any, Any]:
+    """Returns one client's (count, batch size) positions, drawn for it alone; −1 pads."""
+    keys = stream_keys(stream.root("batches"), np.array([partition]), [chain])
+
+    def generator(client: int, own: int) -> np.random.Generator:
+        return stream.generator("batches", partition, chain, 0)
+
+    return positions(batching, np.array([n]), np.array([count]), keys, generator)[0, 0]

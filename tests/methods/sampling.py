@@ -14,9 +14,10 @@ from torch.nn.functional import softplus
 from fedsim.clients import fahmc
 from fedsim.clients.base import Batching, Client
 from fedsim.data import DataInfo, Examples, FederatedData
-from fedsim.grids.cohort import Cohorts, Execution
+from fedsim.grids.cohort import Cohorts
+from fedsim.grids.execution import Execution
 from fedsim.grids.inline import InlineGrid
-from fedsim.grids.lanes import SHARED, Stream, positions
+from fedsim.grids.lanes import SHARED, Stream
 from fedsim.grids.nodes import partition_of
 from fedsim.grids.shards import Shards
 from fedsim.messages import Arrays
@@ -24,6 +25,7 @@ from fedsim.models import TASKS, build_model, build_task
 from fedsim.models.zoo import LinearParams, LocationParams
 from fedsim.server.loop import LoopConfig, RoundLoop
 from fedsim.strategies.base import Strategy
+from tests.engines.toys import drawn
 from tests.oracles.gaussian import Array, GaussianClients
 
 SEED = 11
@@ -217,7 +219,6 @@ def minibatches(
     for r in range(rounds):
         stream = Stream(SEED, r + 1, "train")
         for c, n in enumerate(sizes):
-            rng = stream.generator("batches", c, chain, 0)
-            drawn = positions(Batching("sampled", size), n, steps * per_step, rng)
-            out[r, :, :, c] = drawn.reshape(steps, per_step, size)
+            rows = drawn(stream, Batching("sampled", size), n, steps * per_step, c, chain)
+            out[r, :, :, c] = rows.reshape(steps, per_step, size)
     return out

@@ -16,7 +16,7 @@ from fedsim.grids.inline import InlineGrid
 from fedsim.messages import Arrays, Broadcast, Replies, make_content, stack, to_record
 from fedsim.server.evaluation import Evaluator
 from fedsim.server.loop import LoopConfig, RoundLoop, Stopping
-from fedsim.strategies.base import Exchange, ReplySchema, weighted_mean
+from fedsim.strategies.base import Exchange, ReplySchema
 from fedsim.strategies.fedavg import FedAvg, FedAvgParams
 from tests.engines.toys import (
     RAGGED,
@@ -41,6 +41,8 @@ class Tampering(InlineGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Sequence[Message]:
+        if isinstance(messages, Broadcast):
+            messages.reduction = None  # an engine need not average: every reply can be changed
         replies = super().send_and_receive(messages, timeout=timeout)
         if not (isinstance(messages, Broadcast) and isinstance(replies, Replies)):
             return replies  # nobody was asked
@@ -231,7 +233,7 @@ class Broken(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         stacked = stack(replies)
-        mean = weighted_mean(stacked.arrays["arrays"], self.weights(stacked))
+        mean = stacked.mean("arrays", self.weights(stacked))
         return to_record(self.outcome(mean)), None
 
 

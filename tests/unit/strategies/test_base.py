@@ -1,68 +1,17 @@
-"""Weighted means, sums along a tree, sampling of nodes."""
+"""Means of metrics, shapes, sampling of nodes."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 from flwr.app import ConfigRecord
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedsim._flower import set_identity
 from fedsim.grids.inline import InlineGrid
 from fedsim.messages import Replies, to_record
-from fedsim.strategies.base import (
-    SUM_CHUNK,
-    mean_metrics,
-    shapes_of,
-    tree_sum,
-    weighted_mean,
-)
+from fedsim.strategies.base import mean_metrics, shapes_of
 from fedsim.strategies.fedavg import FedAvg, FedAvgParams
 from tests.engines.toys import cohorts, federation, functional, sgd
-
-COUNTS = [1, 2, SUM_CHUNK - 1, SUM_CHUNK, SUM_CHUNK + 1, 5 * SUM_CHUNK + 3]
-
-
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("shape", [(), (3,), (2, 2), (0,)])
-def test_weighted_mean_is_the_exact_sum(count: int, shape: tuple[int, ...]) -> None:
-    x = torch.randn(count, *shape, dtype=torch.float64) * 10
-    w = torch.rand(count, dtype=torch.float64) * 50
-    mean = weighted_mean({"x": x}, w)["x"]
-    assert mean.shape == shape
-    total = math.fsum(w.tolist())
-    for got, column in zip(mean.reshape(-1), x.reshape(count, math.prod(shape)).T, strict=True):
-        terms = [a * b for a, b in zip(column.tolist(), w.tolist(), strict=True)]
-        scale = math.fsum(map(abs, terms)) / total
-        assert abs(float(got) - math.fsum(terms) / total) <= 1e-14 * scale
-
-
-def test_weighted_mean_keeps_float32_and_is_accurate() -> None:
-    x, w = torch.randn(1000, 4), torch.rand(1000, dtype=torch.float64)
-    mean = weighted_mean({"x": x}, w)["x"]
-    assert mean.dtype == torch.float32
-    expected = (x.double() * (w / w.sum())[:, None]).sum(0)
-    torch.testing.assert_close(mean.double(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_weights_of_zero_leave_out() -> None:
-    x = torch.tensor([[1.0], [5.0], [3.0]])
-    assert weighted_mean({"x": x}, torch.tensor([1.0, 0.0, 1.0]).double())["x"].tolist() == [2.0]
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=70))
-def test_tree_sum_is_the_sum(values: list[float]) -> None:
-    total = tree_sum([torch.tensor(v, dtype=torch.float64) for v in values])
-    assert float(total) == pytest.approx(math.fsum(values), rel=1e-13, abs=1e-6)
-
-
-def test_tree_sum_has_one_order() -> None:
-    parts = [torch.tensor(v) for v in (1e8, 1.0, -1e8, 1.0, 0.5)]
-    expected = ((parts[0] + parts[1]) + (parts[2] + parts[3])) + parts[4]
-    assert torch.equal(tree_sum(parts), expected)
 
 
 def test_mean_of_metrics_is_weighted_and_leaves_lists_out() -> None:

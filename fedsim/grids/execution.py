@@ -1,0 +1,110 @@
+"""How clients are computed: a deterministic function of the model's shapes and the scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fedsim.clients.base import Plan
+from fedsim.models import FunctionalModel
+
+LANES = 64
+"""Clients × chains in one mapped call: large enough to hide Python, small enough for the cache."""
+
+BLOCK_FLOATS = 2**24
+"""Floats of state and data that one mapped block may hold."""
+
+ONE_BY_ONE_PARAMETERS = 1_000_000
+"""Models above this many parameters gain nothing from mapping."""
+
+PARALLEL_FLOATS = 2**20
+"""Floats of a cohort from which it is divided although it would fit into one block."""
+
+LEAVES = 64
+"""Parts of a cohort, at most, that clients computed one by one are averaged in."""
+
+Path = Literal["mapped", "one_by_one"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How clients are computed; kept in the run."""
+
+    path: Path
+    chunk: int
+    threads: int
+    dtype: str
+    device: str
+    trace: bool
+    why: str = ""
+
+
+def choose_path(
+    model: FunctionalModel, device: torch.device, asked: Path | Literal["auto"]
+) -> tuple[Path, str]:
+    """Returns the path and the reason for it."""
+    if asked != "auto":
+        return asked, "asked for by the scenario"
+    if model.convolutional and device.type == "cpu":
+        return "one_by_one", "convolutions on a CPU gain nothing from mapping"
+    if model.num_parameters > ONE_BY_ONE_PARAMETERS:
+        return "one_by_one", f"more than {ONE_BY_ONE_PARAMETERS:,} parameters"
+    return "mapped", "a small model without convolutions"
+
+
+def chunk_clients(lanes: int, n: int, chains: int, floats_per_lane: int) -> int:
+    """Returns how many of n clients go into one mapped block, in blocks of equal size."""
+    fit = max(1, min(lanes, BLOCK_FLOATS // max(floats_per_lane, 1)) // max(chains, 1))
+    blocks = -(-n // fit)
+    if n > 1 and n * floats_per_lane >= PARALLEL_FLOATS:
+        blocks = max(blocks, 2)  # so that two threads have work
+    return -(-n // blocks)
+
+
+def form_of(plan: Plan) -> object:
+    """Returns everything of a plan that the clients of one block must have in common."""
+    noise = tuple(
+        (n, tuple(s.shapes.items()), s.like, s.distribution, s.shared, s.every, s.per_example)
+        for n, s in plan.noise.items()
+    )
+    return (
+        plan.batching,
+        plan.minibatches_per_step,
+        plan.init_minibatches,
+        noise,
+        tuple(plan.scalars),
+        tuple(plan.static.items()),
+        plan.chains,
+    )
+
+
+def divide(
+    plans: Sequence[Plan], sizes: Sequence[int], chunk: int | None, floats_per_lane: int
+) -> list[list[int]]:
+    """Returns the blocks of a cohort, as positions in it.
+
+    plans, sizes: of each client. chunk: clients of a block; None for `chunk_clients`. Only clients
+    whose plans have one form share a block. In each, those with most steps come first, so that
+    those who finish early leave it from its end; then the largest, so that whole shards are padded
+    little.
+    """
+    forms: dict[object, list[int]] = {}
+    known: dict[int, object] = {}  # by the plan's id: clients of one size share it
+    for i, plan in enumerate(plans):
+        if id(plan) not in known:
+            known[id(plan)] = form_of(plan)
+        forms.setdefault(known[id(plan)], []).append(i)
+    blocks: list[list[int]] = []
+    for members in forms.values():
+        plan = plans[members[0]]
+        order = sorted(members, key=lambda i: (-plans[i].steps, -sizes[i], i))
+        size = chunk or chunk_clients(LANES, len(order), plan.chains, floats_per_lane)
+        if plan.batching.kind == "full":  # neighbours in size are padded least
+            blocks += [order[i : i + size] for i in range(0, len(order), size)]
+        else:  # each thread gets long and short clients
+            count = -(-len(order) // size)
+            blocks += [order[i::count] for i in range(count)]
+    return blocks

@@ -1,0 +1,150 @@
+"""Weighted means of stacked or streamed tensors, by a fixed order of operations.
+
+Clients are averaged in leaves, and leaves along a fixed binary tree, so that the bits depend on the
+clients and the division into leaves alone: not on threads, workers, or who was done first.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+Records = dict[str, dict[str, Tensor]]
+"""Arrays by record and name."""
+
+SUM_CHUNK = 32
+"""Clients of a leaf where the whole stack is at hand."""
+
+
+def mean_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype to average in: at least float32, and float64 for integers."""
+    if not dtype.is_floating_point:
+        return torch.float64
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+def leaf_mean(x: Tensor, share: Tensor) -> Tensor:
+    """Returns Σ share_c x_c over the leading axis of x (clients, *shape), in `mean_dtype`.
+
+    share (clients,) float64 sums to 1.
+    """
+    flat = x.reshape(len(x), x[0].numel()).to(mean_dtype(x.dtype))
+    return (share.to(flat.device, flat.dtype) @ flat).reshape(x.shape[1:])
+
+
+def weighted_mean(stacked: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+    """Returns Σ w_c x_c / Σ w_c over the leading axis of (clients, *shape), in the arrays' dtypes.
+
+    weights (clients,) float64 ≥ 0, not normalised. If all are 0 the mean is NaN.
+    """
+    tree = MeanTree(-(-len(weights) // SUM_CHUNK))
+    for leaf, start in enumerate(range(0, len(weights), SUM_CHUNK)):
+        part = slice(start, start + SUM_CHUNK)
+        tree.add_stack(leaf, {"": {k: x[part] for k, x in stacked.items()}}, weights[part])
+    means = tree.result()
+    return means[""] if means else {k: x[0] * torch.nan for k, x in stacked.items()}
+
+
+class MeanTree:
+    """The weighted mean of leaves that come in any order, from any thread.
+
+    Two neighbours are merged as soon as both are there, so that at most one mean a level waits,
+    plus those that came early.
+    """
+
+    def __init__(self, leaves: int) -> None:
+        self._leaves = leaves
+        self._waiting: dict[tuple[int, int], tuple[Records, float] | None] = {}
+        self._dtypes: dict[tuple[str, str], torch.dtype] = {}
+        self._lock = threading.Lock()
+
+    def like(self, records: Records) -> None:
+        """Says that the result shall have the dtypes of these replies."""
+        for record, arrays in records.items():
+            for name, x in arrays.items():
+                self._dtypes.setdefault((record, name), x.dtype)
+
+    def add_stack(self, leaf: int, records: Records, weights: Tensor) -> None:
+        """Adds a leaf of stacked replies (clients, *shape) with weights (clients,) float64."""
+        total = float(weights.sum()) if len(weights) else 0.0
+        if not total > 0:
+            self.add(leaf, {}, 0.0)
+            return
+        share = weights / total
+        self.like(records)
+        means = {r: {k: leaf_mean(x, share) for k, x in a.items()} for r, a in records.items()}
+        self.add(leaf, means, total)
+
+    def add(self, leaf: int, means: Records, weight: float) -> None:
+        """Adds a leaf's means, which are the tree's from now on; weight 0 stands for no reply."""
+        level, node = 0, (means, weight) if weight > 0 else None
+        while True:
+            width = -(-self._leaves // 2**level)
+            other = leaf ^ 1
+            if width == 1:
+                other = -1
+            with self._lock:
+                if other < 0 or (other < width and (level, other) not in self._waiting):
+                    self._waiting[level, leaf] = node
+                    return
+                partner = self._waiting.pop((level, other)) if other < width else None
+            left, right = (node, partner) if leaf < other else (partner, node)
+            node = _merge(left, right)
+            level, leaf = level + 1, leaf // 2
+
+    def result(self) -> Records | None:
+        """Returns the mean in the arrays' dtypes; None if there was no reply of positive weight.
+
+        Means of integers stay float64.
+        """
+        if not self._waiting:
+            return None
+        ((_, node),) = self._waiting.items()
+        if node is None:
+            return None
+        return {r: {k: self._cast(r, k, x) for k, x in a.items()} for r, a in node[0].items()}
+
+    def _cast(self, record: str, name: str, x: Tensor) -> Tensor:
+        dtype = self._dtypes.get((record, name), x.dtype)
+        x = x.contiguous()
+        return x.to(dtype) if dtype.is_floating_point else x
+
+
+class Leaf:
+    """The running mean of replies that come one after the other, in their order."""
+
+    def __init__(self) -> None:
+        self.means: Records = {}
+        self.weight = 0.0
+
+    def add(self, records: Records, weight: float) -> None:
+        """Adds one reply (*shape); it is not kept."""
+        if not weight > 0:
+            return
+        if not self.weight:
+            self.means = {
+                r: {k: x.to(mean_dtype(x.dtype), copy=True) for k, x in a.items()}
+                for r, a in records.items()
+            }
+            self.weight = weight
+            return
+        self.weight += weight
+        share = weight / self.weight
+        for record, arrays in records.items():
+            for name, x in arrays.items():
+                mean = self.means[record][name]
+                mean.lerp_(x.to(mean.dtype), share)
+
+
+def _merge(
+    left: tuple[Records, float] | None, right: tuple[Records, float] | None
+) -> tuple[Records, float] | None:
+    if left is None or right is None:
+        return left or right
+    (means, a), (others, b) = left, right
+    for record, arrays in means.items():
+        for name, x in arrays.items():
+            x.lerp_(others[record][name], b / (a + b))
+    return means, a + b
