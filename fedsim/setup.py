@@ -19,7 +19,8 @@ from fedsim import batch_norm, reference, registry
 from fedsim.clients.base import Client, DirectClient
 from fedsim.data import FederatedData, build_data
 from fedsim.errors import Params, Problem, ScenarioError, UserError
-from fedsim.grids.cohort import Cohorts, Execution, choose_path
+from fedsim.grids.cohort import Cohorts
+from fedsim.grids.execution import Execution, choose_path
 from fedsim.grids.inline import InlineGrid
 from fedsim.grids.shards import Shards, Table
 from fedsim.messages import Arrays
