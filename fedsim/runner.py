@@ -146,7 +146,13 @@ def resume(
     found = store.find(run_id)
     folder = store.root / found
     with open(folder / "scenario.yaml", encoding="utf-8") as file:
-        scenario = Scenario.from_dict(yaml.safe_load(file))
+        stored = yaml.safe_load(file)
+    if "app" in stored:
+        raise UserError(
+            f"run {found} is of a Flower app, which cannot be resumed: it has a loop and a state of"
+            f" its own; start it again with fedsim run --app {stored['app']['path']}"
+        )
+    scenario = Scenario.from_dict(stored)
     forget_data()
     setup = prepare(scenario)
     with store.resume(found) as writer:

@@ -32,6 +32,7 @@ class Interrupts:
       run: the folder of the run that is going on, None if there is none.
       waiting: how many runs come after it.
       out: the folder of runs as given on the command line, None if it was not.
+      resumable: whether `fedsim resume` can continue the run.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,7 @@ class Interrupts:
         self.run: Path | None = None
         self.waiting = 0
         self.out: str | None = None
+        self.resumable = True
         self._ending = threading.Lock()
         self._before: dict[int, Any] = {}
 
@@ -111,21 +113,26 @@ class Interrupts:
             command = ["fedsim", "resume", self.run.name]
             if self.out is not None:
                 command += ["--out", self.out]
-            lines = [f"{lines[0]}; continue the run with", f"  {shlex.join(command)}"]
+            if self.resumable:
+                lines = [f"{lines[0]}; continue the run with", f"  {shlex.join(command)}"]
+            else:
+                lines = [f"{lines[0]}; what the run had logged is in {self.run}"]
         if self.waiting:
             runs = "1 more run was" if self.waiting == 1 else f"{self.waiting} more runs were"
             lines.append(f"{runs} not started")
         return "\nfedsim: " + "\n".join(lines) + "\n"
 
 
-def note(run: Path | None, waiting: int = 0, out: Path | None = None) -> None:
+def note(
+    run: Path | None, waiting: int = 0, out: Path | None = None, resumable: bool = True
+) -> None:
     """Tells this process's interrupt handling, if there is one, how far the command is.
 
     run: the folder of the run that is going on. waiting: runs after it. out: the folder of runs as
-    given on the command line.
+    given on the command line. resumable: whether `fedsim resume` can continue the run.
     """
     for interrupts in _active:
-        interrupts.run, interrupts.waiting = run, waiting
+        interrupts.run, interrupts.waiting, interrupts.resumable = run, waiting, resumable
         interrupts.out = None if out is None else str(out)
 
 

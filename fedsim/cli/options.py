@@ -10,6 +10,29 @@ import typer
 Scenarios = Annotated[
     list[str], typer.Argument(metavar="SCENARIO.yaml…", help="Scenario files.", show_default=False)
 ]
+NoScenarios = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="SCENARIO.yaml…", help="Scenario files.", show_default=False),
+]
+App = Annotated[
+    Path | None,
+    typer.Option(
+        "--app",
+        metavar="DIR",
+        help="Run a Flower app (a folder with a pyproject.toml) instead of scenarios; --set then"
+        " replaces values of its run config.",
+        show_default=False,
+    ),
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        "--nodes",
+        metavar="N",
+        help="With --app: how many nodes; as many as the app asks for if left out.",
+        show_default=False,
+    ),
+]
 ScenarioFile = Annotated[
     str, typer.Argument(metavar="SCENARIO.yaml", help="Scenario file.", show_default=False)
 ]
@@ -71,12 +94,17 @@ def overrides_of(
     """Returns all overrides in the form that Scenario.load takes."""
     found = list(overrides or ())
     if seeds is not None:
-        numbers = [part.strip() for part in seeds.split(",")]
-        if not all(number.isdecimal() for number in numbers):
-            raise typer.BadParameter(
-                f"{seeds!r} is not a list of whole numbers such as 0,1,2", param_hint="--seeds"
-            )
-        found.append(f"seeds=[{', '.join(str(int(number)) for number in numbers)}]")
+        found.append(f"seeds={seeds_of(seeds)}")
     if engine is not None:
         found.append(f"engine.name={engine}")
     return found
+
+
+def seeds_of(seeds: str) -> list[int]:
+    """Returns the numbers of a --seeds option."""
+    numbers = [part.strip() for part in seeds.split(",")]
+    if not all(number.isdecimal() for number in numbers):
+        raise typer.BadParameter(
+            f"{seeds!r} is not a list of whole numbers such as 0,1,2", param_hint="--seeds"
+        )
+    return [int(number) for number in numbers]

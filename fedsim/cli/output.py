@@ -108,7 +108,8 @@ def command(*words: str, out: Path | None = None) -> str:
 def _next(runs: Sequence[Run], out: Path | None) -> list[tuple[str, str]]:
     ids = [run.id for run in runs]
     lines = [("list all runs", command("runs", out=out))]
-    unfinished = [run for run in runs if run.status != "finished"]
+    # A Flower app cannot be resumed.
+    unfinished = [run for run in runs if run.status != "finished" and "app" not in run.scenario]
     lines += [
         ("continue a failed run", command("resume", run.id, out=out)) for run in unfinished[:1]
     ]

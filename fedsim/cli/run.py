@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +23,9 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def run(
-    scenarios: options.Scenarios,
+    scenarios: options.NoScenarios = None,
+    app: options.App = None,
+    nodes: options.Nodes = None,
     overrides: options.Overrides = None,
     seeds: options.Seeds = None,
     engine: options.Engine = None,
@@ -30,14 +34,73 @@ def run(
     quiet: options.Quiet = False,
     no_report: options.NoReport = False,
 ) -> None:
-    """Run scenarios, each with everything it compares and sweeps.
+    """Run scenarios, each with everything it compares and sweeps; or a Flower app, as it is.
 
     All of it is checked before anything starts.
     """
-    given = options.overrides_of(overrides, seeds, engine)
-    specs = load_specs(scenarios, given)
-    words = [*scenarios, *(word for text in given for word in ("--set", text))]
-    _run_and_show(specs, _texts(scenarios), words, out, as_json, quiet, no_report)
+    _refuse_mixtures(scenarios, app, nodes, engine)
+    show = _Output(out, as_json, quiet, no_report)
+    if app is not None:
+        _run_app(app, overrides or [], nodes, seeds, show)
+    else:
+        _run_scenarios(scenarios or [], options.overrides_of(overrides, seeds, engine), show)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """The options that say where results go."""
+
+    out: Path | None
+    as_json: bool
+    quiet: bool
+    no_report: bool
+
+
+def _refuse_mixtures(
+    scenarios: list[str] | None, app: Path | None, nodes: int | None, engine: str | None
+) -> None:
+    from fedsim.errors import UserError
+
+    if app is None:
+        if not scenarios:
+            raise UserError("there is nothing to run: name a scenario file, or a folder with --app")
+        if nodes is not None:
+            raise UserError(
+                "--nodes goes with --app; a scenario says partition.clients, and --set"
+                f" partition.clients={nodes} replaces it"
+            )
+        return
+    mistakes = []
+    if scenarios:
+        mistakes.append(
+            f"--app runs a Flower app and {scenarios[0]} is a scenario: run them one by one"
+        )
+    if engine not in (None, "inline"):
+        mistakes.append(f"a Flower app runs on the engine inline, not on {engine}")
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+
+
+def _run_scenarios(paths: list[str], given: list[str], show: _Output) -> None:
+    from fedsim.runner import run_specs
+
+    specs = load_specs(paths, given)
+    words = [*paths, *(word for text in given for word in ("--set", text))]
+    _run_and_show(partial(run_specs, specs), len(specs), _texts(paths), words, show)
+
+
+def _run_app(
+    path: Path, overrides: list[str], nodes: int | None, seeds: str | None, show: _Output
+) -> None:
+    from fedsim.apps import prepare, run_apps
+
+    specs = prepare(path, overrides, nodes, options.seeds_of("0" if seeds is None else seeds))
+    words = ["--app", str(path)]
+    words += [] if nodes is None else ["--nodes", str(nodes)]
+    words += [word for text in overrides for word in ("--set", text)]
+    words += [] if seeds is None else ["--seeds", seeds]
+    text = (specs[0].project.folder / "pyproject.toml").read_text(encoding="utf-8")
+    _run_and_show(partial(run_apps, specs), len(specs), text, words, show, resumable=False)
 
 
 def compare(
@@ -58,7 +121,8 @@ def compare(
 
     named = [source for source in sources if _is_file(source)]
     if len(named) == len(sources):
-        run(sources, overrides, seeds, engine, out, as_json, quiet, no_report)
+        given = options.overrides_of(overrides, seeds, engine)
+        _run_scenarios(sources, given, _Output(out, as_json, quiet, no_report))
         return
     if named:
         raise UserError(
@@ -102,10 +166,13 @@ def demo(
     no_report: options.NoReport = False,
 ) -> None:
     """Run a small experiment, offline and in under a minute: FA-HMC against FedAvg on digits."""
+    from fedsim.runner import run_specs
+
     with as_file(files("fedsim") / "demo.yaml") as path:
         text = path.read_text(encoding="utf-8")
         specs = load_specs([str(path)], [])
-    _run_and_show(specs, text, ["demo"], out, as_json, quiet, no_report)
+    to_show = _Output(out, as_json, quiet, no_report)
+    _run_and_show(partial(run_specs, specs), len(specs), text, ["demo"], to_show)
     if not as_json and not quiet:
         from fedsim.cli.output import console
 
@@ -153,51 +220,48 @@ def _texts(paths: Sequence[str]) -> str:
 
 
 def _run_and_show(
-    specs: Sequence[RunSpec],
+    execute: Callable[..., list[Run]],
+    count: int,
     text: str,
     words: Sequence[str],
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-    no_report: bool,
+    to: _Output,
+    resumable: bool = True,
 ) -> None:
+    """Runs and prints. execute: run_specs or run_apps, with the runs given. count: of the runs."""
     from fedsim.cli.output import progress_console
     from fedsim.errors import FedsimError
-    from fedsim.runner import run_specs
 
-    waiting = len(specs)
+    waiting = count
     failed: list[RunFailed] = []
 
     def start(folder: Path) -> None:
         nonlocal waiting
         waiting -= 1
-        interrupt.note(folder, waiting, out)
+        interrupt.note(folder, waiting, to.out, resumable)
 
     def end(finished: Run) -> None:
-        interrupt.note(None, waiting, out)
+        interrupt.note(None, waiting, to.out)
 
-    console = progress_console(quiet)
+    console = progress_console(to.quiet)
 
     def fail(error: RunFailed) -> None:
-        interrupt.note(None, waiting, out)
+        interrupt.note(None, waiting, to.out)
         failed.append(error)
         console.print(f"fedsim: {error}", markup=False, highlight=False, soft_wrap=True)
 
     # One run that fails says so by itself; of several, the others go on.
-    several = len(specs) > 1
-    runs = run_specs(
-        specs,
-        out=out,
+    runs = execute(
+        out=to.out,
         console=console,
         on_start=start,
         on_run=end,
-        on_failure=fail if several else None,
+        on_failure=fail if count > 1 else None,
     )
     words = ["run", *words] if words[:1] != ["demo"] else words
-    show(runs, text, command_of(words, out), out, as_json, quiet, no_report)
+    origin = command_of(words, to.out)
+    show(runs, text, origin, to.out, to.as_json, to.quiet, to.no_report)
     if failed:
-        count = f"{len(failed)} of {len(specs)} runs failed"
-        raise FedsimError(f"{count}; the first: {failed[0]}")
+        raise FedsimError(f"{len(failed)} of {count} runs failed; the first: {failed[0]}")
 
 
 def show(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
+import numpy as np
 import torch
 from flwr.app import (
+    Array,
     ArrayRecord,
     ConfigRecord,
     Context,
@@ -18,9 +22,13 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
+from fedsim._flower import ErrorCode, SType
 from fedsim.grids.nodes import partition_of
-from fedsim.messages import ERROR_CODE, Arrays, to_record, to_tensor
+from fedsim.messages import Arrays, TensorArray, to_record, to_tensor
 from fedsim.random import integer, seeded_globals
+
+LOGGER = "fedsim.grids.apps"
+"""Name of the logger that gets the tracebacks of what ClientApps raise, as DEBUG."""
 
 
 class AppNodes:
@@ -41,30 +49,60 @@ class AppNodes:
         self._node_config = node_config or (lambda partition: {})
         self._contexts: dict[int, Context] = {}
         self._handled: dict[int, int] = {}  # messages that each node has handled
+        self._accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
 
     def answer(self, message: Message) -> Message:
         """Returns the reply to one message; what the app raises becomes an error reply."""
+        return self.answer_all([message])[0]
+
+    def answer_all(self, messages: Sequence[Message]) -> list[Message]:
+        """Returns the replies to messages, handled in the order given.
+
+        A ClientApp draws from global generators: seeded anew for each message, so that the order of
+        the nodes does not matter, and put back afterwards.
+        """
+        with seeded_globals(self._seed, "client-app"), torch.random.fork_rng(devices=[]):
+            return [self._answer(message) for message in messages]
+
+    def _answer(self, message: Message) -> Message:
         node_id = message.metadata.dst_node_id
         if not 0 <= partition_of(node_id) < self._num_nodes:
-            return Message(Error(ERROR_CODE, "no such node"), reply_to=message)
+            return Message(Error(ErrorCode.NODE_UNAVAILABLE, "no such node"), reply_to=message)
         context = self.context(node_id)
         partition, count = partition_of(node_id), self._handled.get(node_id, 0)
         self._handled[node_id] = count + 1
-        private = _copy_message(message)
-        # A ClientApp draws from global generators: keyed here, so that order does not matter.
-        stream = seeded_globals(self._seed, "client-app", partition, count)
-        with stream, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(integer(self._seed, "client-app-torch", partition, count))
-            try:
-                reply = self._app(private, context)
-            except Exception as error:
-                return Message(
-                    Error(ERROR_CODE, f"{type(error).__name__}: {error}"), reply_to=message
-                )
+        self._seed_globals(partition, count)
+        state = copy_content(context.state)
+        # Over a network both sides have copies of their own: neither may see the other's changes.
+        private = copy_message(message)
+        try:
+            reply = self._app(private, context)
+        except (Exception, SystemExit) as error:
+            context.state = state
+            logging.getLogger(LOGGER).debug(
+                "node %d (partition %d), message %r", node_id, partition,
+                message.metadata.message_type, exc_info=True,
+            )  # fmt: skip
+            return self._failed(message, f"{type(error).__name__}: {error}")
         if not isinstance(reply, Message):
             reason = f"the ClientApp returned a {type(reply).__name__}, not a Message"
-            return Message(Error(ERROR_CODE, reason), reply_to=message)
-        return reply
+            return self._failed(message, reason)
+        if reply.metadata.reply_to_message_id != message.metadata.message_id:
+            reason = "the ClientApp returned a Message that answers none: give it reply_to=message"
+            return self._failed(message, reason)
+        return copy_message(reply) if reply.has_content() else reply
+
+    def _failed(self, message: Message, reason: str) -> Message:
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+    def _seed_globals(self, partition: int, count: int) -> None:
+        random.seed(integer(self._seed, "client-app", partition, count))
+        np.random.seed(integer(self._seed, "client-app", partition, count) % 2**32)  # noqa: NPY002
+        of_torch = integer(self._seed, "client-app-torch", partition, count)
+        if self._accelerated:
+            torch.manual_seed(of_torch)
+        else:  # the same for the CPU, without asking every other device (0.2 ms)
+            torch.default_generator.manual_seed(of_torch)
 
     def context(self, node_id: int) -> Context:
         """Returns the Context that the node keeps."""
@@ -113,18 +151,54 @@ class AppNodes:
         self._handled = {int(k): v for k, v in plain["handled"].items()}
 
 
-def _copy_message(message: Message) -> Message:
-    """Returns a copy that a ClientApp may change: over a network it would have its own, too."""
-    content = RecordDict()
-    for key, record in message.content.items():
+class NumpyArray(Array):
+    """A Flower Array that reads its bytes without parsing their header, in a tenth of the time."""
+
+    def __init__(self, array: Array) -> None:
+        self.__dict__.update(array.__dict__)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Array):
+            return NotImplemented
+        mine = (self.dtype, self.shape, self.stype, self.data)
+        return mine == (other.dtype, other.shape, other.stype, other.data)
+
+    __hash__ = Array.__hash__
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """Returns the array as one that may be written to."""
+        data, shape = self.data, self.shape
+        try:
+            dtype = np.dtype(self.dtype)
+        except TypeError:
+            return cast("np.ndarray[Any, Any]", super().numpy())
+        start = len(data) - dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        # What np.save wrote in C order and in this machine's byte order; anything else is parsed.
+        known = dtype.kind in "biufc" and f"'descr': '{dtype.str}', 'fortran_order': False".encode()
+        if self.stype != SType.NUMPY or not known or known not in data[: max(start, 0)]:
+            return cast("np.ndarray[Any, Any]", super().numpy())
+        return np.frombuffer(data, dtype, offset=start).reshape(shape).copy()
+
+
+def copy_message(message: Message) -> Message:
+    """Returns a copy whose records may be changed; the arrays' bytes are shared."""
+    content = copy_content(message.content)
+    return Message(content=content, metadata=copy.copy(message.metadata))  # type: ignore[call-overload, no-any-return]
+
+
+def copy_content(content: RecordDict) -> RecordDict:
+    """Returns a copy whose records may be changed; the arrays' bytes are shared."""
+    copied = RecordDict()
+    for key, record in content.items():
         if isinstance(record, ArrayRecord):
             own = ArrayRecord()
             for name, array in record.items():
-                own[name] = array
-            content[key] = own
+                shared = isinstance(array, NumpyArray | TensorArray)
+                own[name] = array if shared else NumpyArray(array)
+            copied[key] = own
         else:
-            content[key] = copy.deepcopy(record)
-    return Message(content=content, metadata=copy.copy(message.metadata))  # type: ignore[call-overload, no-any-return]
+            copied[key] = copy.deepcopy(record)
+    return copied
 
 
 def _jsonable(value: Any) -> Any:

@@ -66,7 +66,7 @@ def compare(runs: Sequence[RunLike], columns: Sequence[str] | None = None) -> Co
     """Returns the last value of each metric ("split/name"), averaged over the seeds of a label.
 
     columns: chosen from what was logged if None: the known metrics of the first split of test,
-    validation, client, train that any run has, then those of "ood".
+    validation, client, train that any run has (all of them if none is known), then those of "ood".
     """
     chosen = tuple(columns) if columns is not None else headline_columns(runs)
     rows = [_row(label, runs, chosen) for label in labels(list(runs))]
@@ -89,6 +89,7 @@ def headline_columns(runs: Sequence[RunLike]) -> tuple[str, ...]:
         return ()
     names = [name for name in METRICS if name in logged[split]]
     names += [name for name in logged[split] if name not in names and sense.direction(name)]
+    names = names or list(logged[split])  # a Flower app calls its metrics as it likes
     outside = [name for name in logged.get("ood", {}) if sense.direction(name) > 0]
     return tuple(f"{split}/{name}" for name in names[:MAX_METRICS]) + tuple(
         f"ood/{name}" for name in outside[:2]

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 Format = Literal["csv", "parquet", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-_COPIES = ("scenario.yaml", "summary.json", "environment.json", "engine.json", PARAMETERS)
+_COPIES = (
+    "scenario.yaml",
+    "summary.json",
+    "environment.json",
+    "engine.json",
+    "app.log",
+    PARAMETERS,
+)
 
 
 def export(run: Run, target: Path, format: Format | None = None) -> list[Path]:

@@ -67,6 +67,10 @@ class Progress:
         self._shown_round = -1
         self._live: Live | None = None
 
+    def plan(self, total_rounds: int) -> None:
+        """Takes how many rounds are planned, where that was not known at the start."""
+        self._total = total_rounds
+
     def update(
         self,
         round: int,

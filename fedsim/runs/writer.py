@@ -156,6 +156,11 @@ class RunWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def plan_rounds(self, rounds: int) -> None:
+        """Sets how many rounds are planned, for a run that learns it after its start."""
+        self._record.rounds = rounds
+        self._record.save(self.path)
+
     def record_engine(self, plan: Mapping[str, object]) -> None:
         """Writes the execution plan (path, chunk bounds, threads …), `engine.json`."""
         write_bytes(self.path / "engine.json", exact.dumps(dict(plan), indent=2).encode())

@@ -1,0 +1,176 @@
+"""Runs Flower apps and leaves them in the run store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from fedsim._flower import SUPERLINK_NODE_ID, logs_to
+from fedsim._flower import Run as FlowerRun
+from fedsim.apps.grid import AppGrid
+from fedsim.apps.load import where_of
+from fedsim.apps.plan import AppSpec, components
+from fedsim.apps.record import Recorder
+from fedsim.apps.watch import watched
+from fedsim.errors import RunFailed
+from fedsim.grids.apps import LOGGER
+from fedsim.messages import to_tensors
+from fedsim.random import integer
+from fedsim.runs import Run, RunStore, RunWriter
+from fedsim.runs.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LOG = "app.log"
+"""In the run's folder: Flower's log lines, and the traceback of everything that was raised."""
+
+
+def run_apps(
+    specs: Sequence[AppSpec],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    quiet: bool = True,
+    console: Console | None = None,
+    on_start: Callable[[Path], None] | None = None,
+    on_run: Callable[[Run], None] | None = None,
+    on_failure: Callable[[RunFailed], None] | None = None,
+) -> list[Run]:
+    """Runs `specs` (of `prepare`), one after the other; the callbacks are those of `run_specs`."""
+    runs = []
+    for number, spec in enumerate(specs, 1):
+        try:
+            runs.append(run_app(spec, out, quiet, console, on_start, number, len(specs)))
+        except AppFailed as error:
+            if on_failure is None:
+                raise
+            on_failure(error)
+            runs.append(Run(error.path))
+            continue
+        if on_run is not None:
+            on_run(runs[-1])
+    return runs
+
+
+class AppFailed(RunFailed):
+    """An app's run that failed; `path` is its folder."""
+
+    def __init__(self, reason: str, path: Path) -> None:
+        self.path = path
+        super().__init__(f"{reason}\nrun {path.name} in {path}")
+
+
+def run_app(
+    spec: AppSpec,
+    out: str | os.PathLike[str] | None = None,
+    quiet: bool = True,
+    console: Console | None = None,
+    on_start: Callable[[Path], None] | None = None,
+    number: int = 1,
+    count: int = 1,
+) -> Run:
+    """Runs an app once and returns the run; raises RunFailed if its ServerApp fails.
+
+    out: the folder of runs, by default $FEDSIM_RUNS or ./runs. number, count: of this run among
+    several.
+    """
+    from rich.console import Console
+
+    store = RunStore(Path(out) if out is not None else None)
+    threads = torch.get_num_threads()
+    try:
+        with components(spec.project, spec.seed) as (server, client), store.create(spec) as writer:
+            if on_start is not None:
+                on_start(writer.path)
+            with (
+                logs_to(writer.path / LOG, LOGGER),
+                Progress(
+                    max(spec.scenario.rounds, 1),
+                    spec.label,
+                    console=console or Console(stderr=True, quiet=quiet),
+                    run=number,
+                    runs=count,
+                ) as progress,
+            ):
+                _go(spec, server, client, writer, progress)
+    finally:
+        torch.set_num_threads(threads)
+    return store.open(writer.id)
+
+
+def _go(
+    spec: AppSpec, server: ServerApp, client: ClientApp, writer: RunWriter, progress: Progress
+) -> None:
+    scenario, project = spec.scenario, spec.project
+    recorder = Recorder(writer, progress)
+    run_id = integer(spec.seed, "flower-run")
+    grid = AppGrid(
+        client,
+        scenario.nodes,
+        seed=spec.seed,
+        run_id=run_id,
+        run_config=scenario.run_config,
+        on_exchange=recorder.exchange,
+    )
+    flower_run = replace(
+        FlowerRun.create_empty(run_id),
+        fab_id=f"{project.publisher}/{project.name}",
+        fab_version=project.version,
+        override_config=dict(spec.settings),
+    )
+    grid.set_run(flower_run)
+    context = Context(
+        run_id=run_id,
+        node_id=SUPERLINK_NODE_ID,
+        node_config={},
+        state=RecordDict(),
+        run_config=dict(scenario.run_config),
+    )
+    writer.record_engine({"engine": "inline", "path": "Flower app", "nodes": scenario.nodes})
+    started = time.monotonic()
+    try:
+        with watched(recorder):
+            try:
+                server(grid, context)
+            except SystemExit as error:
+                if error.code not in (None, 0):
+                    raise
+    except RunFailed as error:
+        raise _failed(str(error), recorder, writer) from error
+    except (Exception, SystemExit) as error:
+        logging.getLogger(LOGGER).error("the ServerApp failed", exc_info=True)
+        place = where_of(error, project.folder)
+        words = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"the ServerApp failed: {words}{place}; {LOG} has the traceback"
+        raise _failed(reason, recorder, writer) from error
+    recorder.close()
+    _save_arrays(recorder, writer)
+    totals = vars(recorder.totals)
+    writer.finish("finished", {"totals": totals, "loop_seconds": time.monotonic() - started})
+
+
+def _failed(reason: str, recorder: Recorder, writer: RunWriter) -> AppFailed:
+    """Returns the error, after what the run has come to is logged."""
+    with suppress(RunFailed):  # on a full disk; the first error is the one to show
+        recorder.close()
+    return AppFailed(reason, writer.path)
+
+
+def _save_arrays(recorder: Recorder, writer: RunWriter) -> None:
+    if recorder.arrays is None:
+        return
+    try:
+        writer.save_parameters(to_tensors(recorder.arrays))
+    except TypeError as error:  # arrays that torch or safetensors has no type for
+        writer.event("parameters_not_saved", None, reason=str(error))
