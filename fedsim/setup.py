@@ -64,7 +64,8 @@ class Setup:
         shards = Shards(
             self.data, getattr(torch, self.execution.dtype), torch.device(self.execution.device)
         )
-        cohorts = Cohorts(self.client, shards, self.execution, self.seed)
+        budget = self.scenario.engine.state_budget_mb * 2**20
+        cohorts = Cohorts(self.client, shards, self.execution, self.seed, budget)
         return InlineGrid(cohorts, len(shards), seed=self.seed)
 
     def loop_config(self) -> LoopConfig:

@@ -22,6 +22,7 @@ from fedsim.grids.execution import LEAVES, Execution, divide
 from fedsim.grids.lanes import Block, Stream
 from fedsim.grids.nodes import node_of
 from fedsim.grids.shards import Held, Shards
+from fedsim.grids.states import BUDGET, ClientStates
 from fedsim.grids.trace import TraceCache
 from fedsim.means import Leaf, MeanTree
 from fedsim.messages import Arrays, Reduction, Replies
@@ -60,11 +61,13 @@ class Cohorts:
         shards: Shards,
         execution: Execution,
         seed: int,
+        state_budget: int = BUDGET,
     ) -> None:
+        """state_budget: bytes of the clients' states in memory; what is beyond goes to disk."""
         self.client, self.shards, self.execution, self.seed = client, shards, execution, seed
         client.model.place(shards.device)
         self.cache = TraceCache(execution.trace)
-        self.states: dict[int, Arrays] = {}
+        self.states = ClientStates(state_budget)
         self.bounds: dict[str, list[int]] = {}  # clients of each block, in the first round
         self._actions: dict[str, Client | DirectClient] = {}
         self._pool = ThreadPoolExecutor(
@@ -72,8 +75,9 @@ class Cohorts:
         )
 
     def close(self) -> None:
-        """Ends the worker threads."""
+        """Ends the worker threads and forgets the clients' states."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self.states.close()
 
     def run(
         self,
@@ -181,29 +185,23 @@ class Cohorts:
 
     def _stacked_states(self, partitions: Sequence[int], chains: int) -> Arrays:
         """Returns the partitions' states (clients, …), with a chain axis if there are chains."""
-        initial = self.client.initial_client_state()
-        if not initial and not self.states:
-            return {}
-        kept = [self._chained(p, chains) for p in partitions]
-        return {name: torch.stack([one[name] for one in kept]) for name in kept[0]}
+        initial = self._initial(chains)
+        return self.states.gather(partitions, initial) if initial or len(self.states) else {}
 
     def _keep(self, partitions: Sequence[int], kept: Arrays) -> None:
         if kept:
-            for i, partition in enumerate(partitions):
-                self.states[partition] = {name: x[i].clone() for name, x in kept.items()}
+            self.states.scatter(partitions, kept)
 
-    def state_of(self, partition: int) -> Arrays:
+    def _initial(self, chains: int = 0) -> Arrays:
+        """Returns the state of a client that was never asked, with a chain axis for chains."""
+        state = {k: v.to(self.shards.device) for k, v in self.client.initial_client_state().items()}
+        return {k: v.expand(chains, *v.shape) for k, v in state.items()} if chains else state
+
+    def _state_of(self, partition: int, chains: int = 0) -> Arrays:
         """Returns the state that the partition keeps between messages."""
-        found = self.states.get(partition)
-        found = self.client.initial_client_state() if found is None else found
-        return {name: tensor.to(self.shards.device) for name, tensor in found.items()}
-
-    def _chained(self, partition: int, chains: int) -> Arrays:
-        """Returns the partition's state, with a chain axis if it has none yet."""
-        state = self.state_of(partition)
-        if partition in self.states or not chains:
-            return state
-        return {k: v.expand(chains, *v.shape) for k, v in state.items()}
+        if partition not in self.states:
+            return self._initial(chains)
+        return {k: v.to(self.shards.device) for k, v in self.states[partition].items()}
 
     # One by one: threads of one intra-op thread each
 
@@ -227,7 +225,7 @@ class Cohorts:
             chain = q if chains else None
             try:
                 block = Block([plans[i]], [partitions[i]], self.shards, stream, like, chain)
-                state = self._chained(partitions[i], chains)
+                state = self._state_of(partitions[i], chains)
                 if chains:
                     return run_one(client, block, at(records, q), at(state, q), self.cache, images)
                 return run_one(client, block, records, state, self.cache, images)
@@ -248,7 +246,7 @@ class Cohorts:
                 shard = whole(self.shards.training([partition]))
                 rng = stream.generator("client", partition, 0, 0)
                 reply, kept = client.train(
-                    stream.message_type, records, config, shard, self.state_of(partition), rng
+                    stream.message_type, records, config, shard, self._state_of(partition), rng
                 )
                 metrics = {k: torch.as_tensor(v) for k, v in reply.metrics.items()}
                 return Reply(reply.records, metrics), kept

@@ -172,20 +172,14 @@ class InlineGrid(Grid):
     def state_dict(self) -> tuple[Arrays, dict[str, Any]]:
         """Returns the clients' own state as tensors and a JSON-able dict."""
         if isinstance(self._clients, Cohorts):
-            return {
-                f"{partition}/{name}": tensor.cpu()
-                for partition, state in self._clients.states.items()
-                for name, tensor in state.items()
-            }, {}
+            return self._clients.states.state_dict(), {}
         assert self._apps is not None
         return self._apps.state_dict()
 
     def load_state_dict(self, tensors: Mapping[str, torch.Tensor], plain: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         if isinstance(self._clients, Cohorts):
-            for key, tensor in tensors.items():
-                partition, _, name = key.partition("/")
-                self._clients.states.setdefault(int(partition), {})[name] = tensor
+            self._clients.states.load_state_dict(tensors)
             return
         assert self._apps is not None
         self._apps.load_state_dict(tensors, plain)
