@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim import reference
-from fedsim.data.describe import CLIENT_COLUMNS, describe
+from fedsim.data.describe import CLIENT_COLUMNS, describe, listed, statistics
 from fedsim.errors import UserError
 from fedsim.metrics.posterior import Diagnostics, diagnostics
 from fedsim.runs import Run, RunWriter
@@ -39,7 +39,8 @@ def write_artifacts(
         "early_stop": state.best_round if state.stopped else None,
         "totals": vars(state.totals),
     }
-    table = describe(setup.data).to_csv(index=False)
+    summary["data"] = statistics(setup.data)
+    table = describe(setup.data, listed(setup.data)).to_csv(index=False)
     write_bytes(writer.artifact_path(PARTITION), table.encode())
     for split, arrays in evaluator.predictions(state.arrays, bool(setup.chains)).items():
         _save_npz(writer, PREDICTIONS.format(split=split), arrays)
@@ -51,7 +52,8 @@ def write_artifacts(
 
 
 def read_class_counts(run: Run) -> tuple[NDArray[np.int64], list[str]] | None:
-    """Returns the run's class counts (clients, classes) and the classes; None without classes."""
+    """Returns the class counts (clients, classes) of the clients in the run's table, and the
+    classes; None without classes."""
     import pandas as pd
 
     table = pd.read_csv(run.artifact(PARTITION))

@@ -41,6 +41,11 @@ def objections(setup: Setup) -> Iterator[str]:
     if kind == "nuts":
         nuts.require()
         yield from _nuts_objections(setup)
+        if setup.data.make is not None:
+            yield (
+                f"nuts needs all rows at once; those of {setup.data.info.name} are made client by"
+                " client"
+            )
     else:
         yield from _closed_form_objections(setup)
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedsim.data.examples import Array, DataInfo, Examples
+from fedsim.data.examples import Array, DataInfo, Examples, FederatedData
 from fedsim.errors import Params
 
 Truth = Callable[[Examples], Mapping[str, Array]]
@@ -50,6 +50,10 @@ class DataParams(Params):
     def load(self, seed: int) -> Source:
         """Returns the data set, not yet split; raises UserError where it cannot be had."""
         raise NotImplementedError
+
+    def build(self, seed: int) -> Source | FederatedData:
+        """Returns what `load` does, or, where the data says who holds what, all of it."""
+        return self.load(seed)
 
 
 class SplitParams(DataParams):

@@ -28,13 +28,10 @@ def build_data(data: Params, partition: Params, seed: int) -> FederatedData:
         raise TypeError("build_data takes parameters out of DATASETS and PARTITIONS")
     data_seed = seed if data.seed is None else data.seed
     partition_seed = seed if partition.seed is None else partition.seed
-    if isinstance(data, Custom):
-        made = data.build(data_seed)
-        if isinstance(made, FederatedData):
-            return _as_given(made, data, partition)
-        source = made
-    else:
-        source = data.load(data_seed)
+    built = data.build(data_seed)
+    if isinstance(built, FederatedData):
+        return _as_given(built, data, partition)
+    source = built
     if isinstance(data, SplitParams):
         source = split(source, data, data_seed)
     odd = None
@@ -135,23 +132,25 @@ def _scaled(
     return scaled, transform(odd)
 
 
-def _as_given(made: FederatedData, data: Custom, partition: PartitionParams) -> FederatedData:
+def _as_given(made: FederatedData, data: DataParams, partition: PartitionParams) -> FederatedData:
+    whose = data.factory if isinstance(data, Custom) else data.name
     if not isinstance(partition, Given) or partition.holdout > 0.0:
+        what = "returns FederatedData" if isinstance(data, Custom) else "has clients of its own"
         raise UserError(
-            f"partition: {data.factory} returns FederatedData, which says who holds what and what "
-            "is held out; use partition: {name: given} without holdout"
+            f"partition: {whose} {what}, which says who holds what and what is held out; use"
+            " partition: {name: given} without holdout"
         )
     if partition.clients not in (None, made.clients):
         raise UserError(
-            f"partition.clients: {partition.clients} clients and {data.factory} returns "
-            f"{made.clients}; leave it out"
+            f"partition.clients: {partition.clients} clients and {whose} has {made.clients}; leave"
+            " it out"
         )
     smallest = int(made.shards.sizes.min())
     if smallest < partition.min_size:
         raise UserError(
-            f"partition.min_size: the smallest client of {data.factory} has {smallest} rows, less "
-            f"than {partition.min_size}"
+            f"partition.min_size: the smallest client of {whose} has {smallest} rows, less than"
+            f" {partition.min_size}"
         )
-    if not data.allow_missing_classes:
+    if isinstance(data, Custom) and not data.allow_missing_classes:
         check_classes(Source(made.info, made.train), made.shards)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from fedsim.data.examples import DataInfo, Examples, FederatedData
 from fedsim.data.partition import Partition
-from fedsim.errors import UserError
+from fedsim.errors import RunFailed, UserError
 
 
 def check_examples(examples: Examples, where: str, info: DataInfo | None = None) -> Examples:
@@ -76,6 +77,8 @@ def check_federated(data: FederatedData, where: str) -> FederatedData:
     }
     if not data.shards:
         raise UserError(f"{where}: shards is empty; it holds one array of rows for each client")
+    if data.make is not None:
+        return _check_made(replace(data, **checked), where)
     if data.holdouts is not None and len(data.holdouts) != len(data.shards):
         raise UserError(
             f"{where}: {len(data.holdouts)} holdouts and {len(data.shards)} shards; there is one "
@@ -93,6 +96,51 @@ def check_federated(data: FederatedData, where: str) -> FederatedData:
     if np.bincount(everything).max() > 1:
         raise UserError(f"{where}: some row of train is in more than one shard or holdout")
     return replace(data, **checked)
+
+
+def _check_made(data: FederatedData, where: str) -> FederatedData:
+    """Returns data whose rows are made, each client's checked when it is; makes two of them."""
+    assert data.make is not None
+    if data.shards.rows is not None or data.holdouts is not None:
+        raise UserError(
+            f"{where}: with make, shards says only how many rows a client has,"
+            " Partition.sized(sizes), and nothing is held out (holdouts=None)"
+        )
+    offsets = data.shards.offsets
+    if offsets[0] != 0 or (np.diff(offsets) < 1).any():
+        raise UserError(f"{where}: shards must give every client at least one row")
+    make = checked_make(data.make, data.shards, data.info, where)
+    for client in sorted({0, data.clients - 1}):
+        try:
+            make(client)
+        except RunFailed as error:
+            raise UserError(str(error)) from error
+    return replace(data, make=make)
+
+
+def checked_make(
+    make: Callable[[int], Examples], shards: Partition, info: DataInfo, where: str
+) -> Callable[[int], Examples]:
+    """Returns `make`, raising RunFailed where it raises or its rows are not as declared."""
+
+    def checked(client: int) -> Examples:
+        what = f"{where}: client {client}"
+        try:
+            made = make(client)
+        except Exception as error:  # the user's function may raise anything
+            raise RunFailed(f"{what}: make raised {type(error).__name__}: {error}") from error
+        if not isinstance(made, Examples):
+            raise RunFailed(f"{what}: make returned {type(made).__name__}, not Examples")
+        try:
+            made = check_examples(made, what, info)
+        except UserError as error:
+            raise RunFailed(str(error)) from error
+        declared = int(shards.offsets[client + 1] - shards.offsets[client])
+        if len(made) != declared:
+            raise RunFailed(f"{what}: make returned {len(made)} rows and shards says {declared}")
+        return made
+
+    return checked
 
 
 def _check_rows(partition: Partition, where: str, n: int) -> Partition:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -91,6 +91,18 @@ def _counts(y: Rows, owner: Rows, clients: int, classes: int) -> Array:
 def class_names(data: FederatedData) -> tuple[str, ...]:
     """Returns the names of the classes, their indices where they have none."""
     return data.info.class_names or tuple(map(str, range(data.info.num_classes or 0)))
+
+
+def statistics(data: FederatedData) -> dict[str, Any]:
+    """Returns what a run notes of its data: clients, rows, and how many rows the clients have."""
+    sizes = data.shards.sizes
+    quantiles = np.quantile(sizes, [0.0, 0.25, 0.5, 0.75, 1.0])
+    names = ("smallest", "lower_quartile", "median", "upper_quartile", "largest")
+    return {
+        "clients": data.clients,
+        "rows": data.shards.total,
+        "rows_per_client": dict(zip(names, quantiles.tolist(), strict=True)),
+    }
 
 
 def summary(data: FederatedData) -> str:

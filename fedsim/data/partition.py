@@ -39,6 +39,11 @@ class Partition(Sequence[Rows]):
         flat = np.concatenate(owned, dtype=np.int64, casting="unsafe") if owned else _none()
         return cls(flat, offsets_of([len(rows) for rows in owned]))
 
+    @classmethod
+    def sized(cls, sizes: ArrayLike) -> Partition:
+        """Returns the partition of clients of whom only the number of rows is known, (clients,)."""
+        return cls(None, offsets_of(sizes))
+
     @property
     def sizes(self) -> Rows:
         """The number of rows of each client, (clients,) int64."""

@@ -48,9 +48,9 @@ class ReportInput:
 
     runs: all labels and seeds. command: what reproduces them. scenario_yaml: the file as given.
     reliability, posteriors: by label. ood: label → (scores of known, scores of unknown inputs),
-    higher meaning less certain; ood_score says what they are. partition: counts (clients,
-    classes). columns: "split/name" of the headline metrics, chosen from the runs if None.
-    notes: sentences that a reader must know.
+    higher meaning less certain; ood_score says what they are. partition: counts (c, classes) of c
+    evenly spaced ones of `clients`, 0 for all. columns: "split/name" of the headline metrics,
+    chosen from the runs if None. notes: sentences that a reader must know.
     """
 
     title: str
@@ -64,6 +64,7 @@ class ReportInput:
     posteriors: Mapping[str, PosteriorResult] = field(default_factory=dict)
     reference: ReferenceResult | None = None
     partition: NDArray[np.integer] | None = None
+    clients: int = 0
     class_names: Sequence[str] | None = None
     columns: Sequence[str] | None = None
     notes: Sequence[str] = ()

@@ -125,6 +125,7 @@ def _posterior(report: ReportInput) -> Iterator[Shown]:
 def _partition(report: ReportInput) -> Iterator[Shown]:
     if report.partition is None:
         return
-    clients = sense.quantity(len(report.partition))
-    yield Shown("partition", "partition", f"Which of the {clients} clients holds how much of what.",
-                plots.partition_plot(report.partition, report.class_names))  # fmt: skip
+    clients = report.clients or len(report.partition)
+    caption = f"Which of the {sense.quantity(clients)} clients holds how much of what."
+    figure = plots.partition_plot(report.partition, report.class_names, clients)
+    yield Shown("partition", "partition", caption, figure)

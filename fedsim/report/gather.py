@@ -52,7 +52,6 @@ def gather(runs: Sequence[Run], *, command: str, scenario_yaml: str = "") -> Rep
             posteriors |= dict(_posteriors(label, view.run))
         except UserError as error:  # ArviZ is an extra
             notes.append(str(error))
-    counts, names = _partition(runs)
     names_of_scenarios = list(dict.fromkeys(run.record.name for run in runs))
     return ReportInput(
         title=", ".join(names_of_scenarios[:3]) + (" …" if len(names_of_scenarios) > 3 else ""),
@@ -64,8 +63,7 @@ def gather(runs: Sequence[Run], *, command: str, scenario_yaml: str = "") -> Rep
         ood=_of_each(first, _uncertainty),
         posteriors=posteriors,
         reference=_reference(first),
-        partition=counts,
-        class_names=names,
+        **_partition(runs),
         notes=[*dict.fromkeys(notes), *_failures(runs)],
     )
 
@@ -154,16 +152,20 @@ def _exact(stored: Mapping[str, Any]) -> tuple[str, Floats]:
     )
 
 
-def _partition(runs: Sequence[Run]) -> tuple[Any, Sequence[str] | None]:
-    """Returns the counts (clients, classes) and the classes, where all runs share one partition."""
+def _partition(runs: Sequence[Run]) -> dict[str, Any]:
+    """Returns who holds what as fields of ReportInput, where all runs share one partition."""
     tables = {
         run.artifact(PARTITION).read_bytes(): run for run in runs if PARTITION in run.artifacts()
     }
     of_first_seed = {run for run in tables.values() if run.record.seed == runs[0].record.seed}
     if len(of_first_seed) != 1:
-        return None, None
-    found = read_class_counts(of_first_seed.pop())
-    return (None, None) if found is None else found
+        return {}
+    run = of_first_seed.pop()
+    found = read_class_counts(run)
+    if found is None:
+        return {}
+    clients = run.summary.get("data", {}).get("clients", 0)
+    return {"partition": found[0], "class_names": found[1], "clients": clients}
 
 
 def _description(runs: Sequence[Run]) -> str:

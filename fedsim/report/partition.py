@@ -9,16 +9,23 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from fedsim.data.describe import spaced
 from fedsim.report.style import COLOURS, MUTED, new_figure, plain, styled
 
 MAX_CLIENTS = 120  # more are drawn as evenly spaced ones
 
 
 @styled
-def partition_plot(counts: NDArray[np.integer], class_names: Sequence[str] | None = None) -> Figure:
-    """Draws the counts (clients, classes) as shares of each client, over the clients' sizes."""
-    clients, classes = counts.shape
-    rows = np.unique(np.linspace(0, clients - 1, min(clients, MAX_CLIENTS)).round().astype(int))
+def partition_plot(
+    counts: NDArray[np.integer], class_names: Sequence[str] | None = None, clients: int = 0
+) -> Figure:
+    """Draws the counts (c, classes) as shares of each client, over the clients' sizes.
+
+    clients: how many there are, of whom c evenly spaced ones are counted; 0: c.
+    """
+    counted, classes = counts.shape
+    clients = clients or counted
+    rows = spaced(counted, MAX_CLIENTS)
     shown = counts[rows].astype(np.float64)
     size = shown.sum(1)
     share = np.divide(shown, size[:, None], out=np.zeros_like(shown), where=size[:, None] > 0)
@@ -33,9 +40,10 @@ def partition_plot(counts: NDArray[np.integer], class_names: Sequence[str] | Non
     below.set_yticks(range(classes), _classes(classes, class_names))
     below.set_ylabel("Class", color=MUTED)
     few = " (evenly spaced ones shown)" if len(rows) < clients else ""
-    below.set_xlabel(f"Client, of {clients}{few}", color=MUTED)
+    below.set_xlabel(f"Client, of {clients:,}{few}", color=MUTED)
+    numbers = spaced(clients, counted)[rows]
     ticks = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), 20)).round().astype(int))
-    below.set_xticks(ticks, [str(rows[t]) for t in ticks])
+    below.set_xticks(ticks, [str(numbers[t]) for t in ticks])
     below.grid(visible=False)
     fig.colorbar(image, ax=below, label="Share of the client", pad=0.015)
     return fig

@@ -10,6 +10,8 @@ from fedsim.data.sets.npz import NPZ
 from fedsim.data.sets.parquet import Parquet
 from fedsim.data.sets.regression import BayesianLinear, BayesianLogistic
 from fedsim.data.sets.sklearn_sets import BreastCancer, Digits
+from fedsim.data.sets.sliced import Sliced
+from fedsim.data.sets.synthetic_clients import SyntheticClients
 
 DATASETS: dict[str, type[DataParams]] = {
     "digits": Digits,
@@ -19,8 +21,10 @@ DATASETS: dict[str, type[DataParams]] = {
     "gaussian_clients": GaussianClients,
     "bayesian_linear": BayesianLinear,
     "bayesian_logistic": BayesianLogistic,
+    "synthetic_clients": SyntheticClients,
     "csv": CSV,
     "parquet": Parquet,
     "npz": NPZ,
+    "sliced": Sliced,
     "custom": Custom,
 }

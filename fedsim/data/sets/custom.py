@@ -25,7 +25,8 @@ class Custom(TableParams):
     - `Examples(x, y)`: the rest is worked out from the arrays (integer y: classes 0..max);
     - `(Examples, DataInfo)`: where classes or names must be stated;
     - `FederatedData`: everything is in place; its shards, splits and scales are used as they are,
-      `partition` must be `given` and the fractions, rows and scale are not applied.
+      `partition` must be `given` and the fractions, rows and scale are not applied. With `make`
+      its clients' rows are made when they are asked for.
     """
 
     name: Literal["custom"] = "custom"
