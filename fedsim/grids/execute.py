@@ -107,25 +107,30 @@ def run_mapped(
 class Stepper:
     """Advances a state by a graph, as leaves: building the tree at each step would cost as much.
 
+    Graphs may overwrite the state's leaves, so those are copied first that come from outside.
     Shapes and structures of the inputs must not change during a stepper's life.
     """
 
     def __init__(self, cache: TraceCache, state: Any) -> None:
         self._cache = cache
         self._leaves, self._spec = tree_flatten(state)
+        self._own: frozenset[int] = frozenset()  # leaves that nobody else has
         self._key: object = None
         self._graph: Graph | None = None
 
     @property
     def state(self) -> Any:
-        """The state as a tree."""
+        """The state as a tree; the next advance may overwrite it."""
         return tree_unflatten(self._leaves, self._spec)
 
     def advance(self, key: object, function: Any, *inputs: Any) -> None:
         """Replaces the state by function(state, *inputs)."""
         if self._graph is None or key != self._key:
-            self._graph = self._cache.graph(key, function, self.state, *inputs)
+            self._graph = self._cache.graph(key, function, self.state, *inputs, donate=True)
             self._key = key
+            for i in self._graph.overwrites - self._own:
+                self._leaves[i] = self._leaves[i].clone()
+            self._own = self._graph.overwrites
         before = layout(self._leaves) if self._cache.enabled else ()
         with torch.no_grad():
             self._leaves = replay(self._graph, self._leaves + leaves_of(inputs))

@@ -10,23 +10,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
-from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-Graph = Callable[..., list[Tensor]]
-"""From the leaves of the arguments to the leaves of the result."""
+from fedsim.grids.passes import Run, emit, propagate, simplify, write_in_place
 
-_aten = torch.ops.aten
 
-_RESHAPES = frozenset(
-    {_aten.view.default, _aten._unsafe_view.default, _aten.expand.default, _aten.detach.default,
-     _aten.alias.default, _aten.permute.default, _aten.t.default, _aten.transpose.int}
-)  # fmt: skip
+@dataclass(frozen=True)
+class Graph:
+    """run: from the leaves of the arguments to those of the result. overwrites: leaves, by
+    position, that it writes into; their memory must be the caller's alone.
+    """
+
+    run: Run
+    overwrites: frozenset[int] = frozenset()
 
 
 class TraceCache:
@@ -52,27 +54,36 @@ class TraceCache:
             graph, out_spec, leaves = self._find(key, function, args)
             return pytree.tree_unflatten(replay(graph, leaves), out_spec)
 
-    def graph(self, key: object, function: Callable[..., Any], *args: Any) -> Graph:
-        """Returns what maps the leaves of args to the leaves of function(*args)."""
+    def graph(
+        self, key: object, function: Callable[..., Any], *args: Any, donate: bool = False
+    ) -> Graph:
+        """Returns what maps the leaves of args to the leaves of function(*args).
+
+        donate: the caller replaces the first argument, a state, by the result, again and again; the
+        graph may overwrite its leaves, if they are dense and share no memory (see `overwrites`).
+        """
         if self.enabled:
-            return self._find(key, function, args)[0]
+            donated = len(leaves_of(args[0])) if donate else 0
+            return self._find(key, function, args, donated)[0]
         spec = pytree.tree_structure(args)
 
         def eager(*leaves: Tensor) -> list[Tensor]:
             return leaves_of(function(*pytree.tree_unflatten(list(leaves), spec)))
 
-        return eager
+        return Graph(eager)
 
     def _find(
-        self, key: object, function: Callable[..., Any], args: tuple[Any, ...]
+        self, key: object, function: Callable[..., Any], args: tuple[Any, ...], donated: int = 0
     ) -> tuple[Graph, Any, list[Tensor]]:
         """Returns the graph, the structure of its result, and the leaves of args."""
         form: list[object] = []
         leaves: list[Tensor] = []
         _flatten(args, leaves, form)
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-        full_key = (key, tuple(form), shapes, layout(leaves))
-        found = self._graphs.get(full_key) or self._trace(full_key, function, args, leaves)
+        full_key = (key, donated, tuple(form), shapes, layout(leaves))
+        found = self._graphs.get(full_key)
+        if found is None:
+            found = self._trace(full_key, function, args, leaves, donated)
         return *found, leaves
 
     def _trace(
@@ -81,6 +92,7 @@ class TraceCache:
         function: Callable[..., Any],
         args: tuple[Any, ...],
         leaves: list[Tensor],
+        donated: int,
     ) -> tuple[Graph, Any]:
         with self._lock, torch.no_grad():
             if key in self._graphs:
@@ -101,11 +113,14 @@ class TraceCache:
             flat(*inputs)  # whatever is made once (a thread's copy of the model) is made outside
             if [leaf._version for leaf in inputs] != versions:
                 raise ValueError("it changes what it is given in place; return new tensors")
-            graph = make_fx(flat)(*inputs)
-            _refuse_random(graph)
-            if not any(_has(node, "mutable") for node in graph.graph.nodes):
-                _clean_up(graph)  # which takes equal expressions for equal tensors
-            self._graphs[key] = (graph, out_spec[0])
+            module = make_fx(flat)(*inputs)
+            _refuse_random(module)
+            propagate(module, inputs)
+            written: frozenset[int] = frozenset()
+            if not any(_has(node, "mutable") for node in module.graph.nodes):
+                simplify(module)  # which takes equal expressions for equal tensors
+                written = write_in_place(module.graph, donated)
+            self._graphs[key] = (Graph(emit(module), written), out_spec[0])
             self.seconds += time.perf_counter() - start
             return self._graphs[key]
 
@@ -113,7 +128,7 @@ class TraceCache:
 def replay(graph: Graph, leaves: list[Tensor]) -> list[Tensor]:
     """Returns graph(*leaves), computed below autograd: gradients are explicit in a graph."""
     with torch._C._AutoDispatchBelowAutograd():
-        return graph(*leaves)
+        return graph.run(*leaves)
 
 
 def layout(leaves: list[Tensor]) -> tuple[tuple[int, ...] | None, ...]:
@@ -168,33 +183,3 @@ def _refuse_random(module: fx.GraphModule) -> None:
             raise ValueError(
                 f"it draws random numbers itself ({node.target}); a plan's `noise` gives keyed ones"
             )
-
-
-def _clean_up(module: fx.GraphModule) -> None:
-    """Removes what vmap and autograd leave behind: no-ops, double transposes, repetitions."""
-    for node in list(module.graph.nodes):
-        if node.op == "call_function" and (source := _same_as(node)) is not None:
-            node.replace_all_uses_with(source)
-            module.graph.erase_node(node)
-    module.graph.eliminate_dead_code()
-    module.graph = fx_graph_cse(module.graph)
-    module.recompile()
-
-
-def _same_as(node: fx.Node) -> fx.Node | None:
-    """Returns an earlier node with this node's value, shape and strides, or None."""
-    source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node):
-        return None
-    if node.target is _aten.transpose.int and source.target is _aten.transpose.int:
-        first = source.args[0]
-        if node.args[1:] == source.args[1:] and isinstance(first, fx.Node):
-            return first
-    times_one = node.target is _aten.mul.Scalar and node.args[1] == 1
-    if node.target not in _RESHAPES and not times_one:
-        return None
-    before, after = source.meta.get("val"), node.meta.get("val")
-    if before is None or after is None or before.dtype != after.dtype:
-        return None
-    same = before.shape == after.shape and before.stride() == after.stride()
-    return source if same else None
