@@ -61,6 +61,11 @@ class CNNParams(Params):
     kernel_size: int = Field(3, ge=1, description="Side of the square kernels, in pixels.")
     hidden: tuple[int, ...] = Field((128,), description="Width of each fully connected layer.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the last layer, in [0, 1).")
+    norm: Literal["none", "batch", "group"] = Field(
+        "none",
+        description="Normalisation after each convolution: batch norm, or GroupNorm of the largest"
+        " number of groups up to 8 that divides the channels.",
+    )
 
 
 class LocationParams(Params):
@@ -163,14 +168,14 @@ def _cnn(params: CNNParams, info: DataInfo, outputs: int) -> nn.Module:
     channels, height, width = info.input_shape
     layers: list[nn.Module] = []
     for before, after in pairwise((channels, *params.channels)):
-        layers += [
-            nn.Conv2d(before, after, params.kernel_size, padding=params.kernel_size // 2),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        ]
+        layers.append(nn.Conv2d(before, after, params.kernel_size, padding=params.kernel_size // 2))
+        if params.norm != "none":
+            layers.append(_norm(params.norm, after))
+        layers += [nn.ReLU(), nn.MaxPool2d(2)]
     body = nn.Sequential(*layers, nn.Flatten())
     try:
-        flat = body(torch.zeros(1, channels, height, width)).shape[1]
+        # evaluating, so that batch norm starts from no batch
+        flat = body.eval()(torch.zeros(1, channels, height, width)).shape[1]
     except RuntimeError as error:
         raise UserError(
             f"model cnn: images of {height}×{width} are too small for {len(params.channels)}"
@@ -182,6 +187,12 @@ def _cnn(params: CNNParams, info: DataInfo, outputs: int) -> nn.Module:
         body.append(nn.Dropout(params.dropout))
     body.append(nn.Linear((flat, *params.hidden)[-1], outputs))
     return body
+
+
+def _norm(kind: Literal["batch", "group"], channels: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(max(g for g in range(1, 9) if channels % g == 0), channels)
 
 
 def _custom(params: CustomModelParams, info: DataInfo) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedsim.data import DataInfo
 from fedsim.errors import Params, UserError
 from fedsim.models import MODELS, build_model
+from fedsim.models.layers import MaskedBatchNorm
 
 IMAGES = DataInfo("images", (1, 8, 8), 4, "class")
 TABLE = DataInfo("table", (6,), 3, "class")
@@ -32,6 +33,15 @@ CASES: list[tuple[dict[str, Any], DataInfo, tuple[int, ...], int]] = [
         IMAGES,
         (4,),
         (9 * 2 + 2) + (2 * 9 * 3 + 3) + (3 * 2 * 2 * 5 + 5) + (5 * 4 + 4),
+    ),
+    *(
+        (
+            {"name": "cnn", "channels": (12, 5), "hidden": (), "norm": norm},
+            IMAGES,
+            (4,),
+            (9 * 12 + 12) + 2 * 12 + (12 * 9 * 5 + 5) + 2 * 5 + (5 * 2 * 2 * 4 + 4),
+        )
+        for norm in ("batch", "group")
     ),
     ({"name": "location"}, POTENTIAL, (), 2),
 ]
@@ -68,6 +78,17 @@ def test_the_start_belongs_to_the_seed_and_not_to_the_global_generator() -> None
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert not torch.equal(first["1.weight"], start(1)["1.weight"])
+
+
+def test_norms_follow_the_convolutions() -> None:
+    def norms(kind: str) -> list[nn.Module]:
+        params = MODELS["cnn"](channels=(12, 5), norm=kind)
+        module = build_model(params, IMAGES, 0, torch.float32).module
+        return [m for m in module.modules() if isinstance(m, (MaskedBatchNorm, nn.GroupNorm))]
+
+    assert norms("none") == []
+    assert [layer.running_mean.shape for layer in norms("batch")] == [(12,), (5,)]
+    assert [(m.num_groups, m.num_channels) for m in norms("group")] == [(6, 12), (5, 5)]
 
 
 def test_location_is_the_potential_of_a_gaussian() -> None:

@@ -12,6 +12,7 @@ from scipy import special, stats
 from torch import Tensor, nn
 
 from fedsim.data import DataInfo, Examples, FederatedData
+from fedsim.errors import RunFailed
 from fedsim.models import TASKS, FunctionalModel, Task, build_task
 from fedsim.server.evaluation import Evaluator, split_chains
 from tests.engines.toys import CLASSES, classification, federation, functional
@@ -177,3 +178,43 @@ def test_a_diverged_model_scores_nan_and_raises_nothing() -> None:
     results = Evaluator(model, classification(), made, torch.float64).evaluate(broken, False)
     assert np.isnan(results["test"]["nll"])
     assert np.isnan(results["test"]["accuracy"])
+
+
+def test_a_draw_is_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made = functional(), data()
+    evaluator = Evaluator(model, classification(), made, torch.float64, batch_size=16)
+    calls: list[int] = []
+    apply = model.apply
+    monkeypatch.setattr(model, "apply", lambda p, x: calls.append(len(x)) or apply(p, x))
+    draw, other = chained(model, 2), chained(model, 2, seed=1)
+    evaluator.absorb(draw)
+    first = evaluator.evaluate(draw, chains=True)
+    assert sum(calls) == 2 * (40 + 30 + 25)
+    assert evaluator.evaluate(draw, chains=True) == first
+    evaluator.evaluate(other, chains=True)
+    assert sum(calls) == 2 * 2 * (40 + 30 + 25)
+    fresh = Evaluator(model, classification(), made, torch.float64)
+    fresh.load_state_dict(*evaluator.state_dict())
+    assert fresh.evaluate(draw, True)["test"]["nll"] == pytest.approx(first["test"]["nll"])
+
+
+def batch_normed() -> FunctionalModel:
+    return functional(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, CLASSES)))
+
+
+def test_a_negative_running_variance_ends_the_run() -> None:
+    model = batch_normed()
+    arrays = model.initial()
+    evaluator = Evaluator(model, classification(), data(), torch.float64)
+    evaluator.evaluate(arrays, False)
+    arrays["1.running_var"][2] = -0.25
+    with pytest.raises(RunFailed, match=r"'1.running_var' has become negative \(-0.25\)"):
+        evaluator.evaluate(arrays, False)
+
+
+def test_layers_that_stay_with_the_clients_leave_no_predictions() -> None:
+    model = batch_normed()
+    travels = {k: v for k, v in model.initial().items() if k not in model.of_batch_norms()}
+    evaluator = Evaluator(model, classification(), data(), torch.float64)
+    assert evaluator.predictions(travels, False) == {}
+    assert set(evaluator.predictions(model.initial(), False)) == {"validation", "test", "ood"}
