@@ -7,6 +7,7 @@ clients and the division into leaves alone: not on threads, workers, or who was 
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,8 +29,10 @@ def mean_dtype(dtype: torch.dtype) -> torch.dtype:
 def leaf_mean(x: Tensor, share: Tensor) -> Tensor:
     """Returns Σ share_c x_c over the leading axis of x (clients, *shape), in `mean_dtype`.
 
-    share (clients,) float64 sums to 1.
+    share (clients,) float64 sums to 1. The mean of one may be that one's own memory.
     """
+    if len(x) == 1:
+        return x[0].to(mean_dtype(x.dtype))
     flat = x.reshape(len(x), x[0].numel()).to(mean_dtype(x.dtype))
     return (share.to(flat.device, flat.dtype) @ flat).reshape(x.shape[1:])
 
@@ -56,7 +59,7 @@ class MeanTree:
 
     def __init__(self, leaves: int) -> None:
         self._leaves = leaves
-        self._waiting: dict[tuple[int, int], tuple[Records, float] | None] = {}
+        self._waiting: dict[tuple[int, int], _Node | None] = {}
         self._dtypes: dict[tuple[str, str], torch.dtype] = {}
         self._lock = threading.Lock()
 
@@ -78,8 +81,8 @@ class MeanTree:
         self.add(leaf, means, total)
 
     def add(self, leaf: int, means: Records, weight: float) -> None:
-        """Adds a leaf's means, which are the tree's from now on; weight 0 stands for no reply."""
-        level, node = 0, (means, weight) if weight > 0 else None
+        """Adds a leaf's means, which are not written into; weight 0 stands for no reply."""
+        level, node = 0, _Node(means, weight) if weight > 0 else None
         while True:
             width = -(-self._leaves // 2**level)
             other = leaf ^ 1
@@ -104,7 +107,7 @@ class MeanTree:
         ((_, node),) = self._waiting.items()
         if node is None:
             return None
-        return {r: {k: self._cast(r, k, x) for k, x in a.items()} for r, a in node[0].items()}
+        return {r: {k: self._cast(r, k, x) for k, x in a.items()} for r, a in node.means.items()}
 
     def _cast(self, record: str, name: str, x: Tensor) -> Tensor:
         dtype = self._dtypes.get((record, name), x.dtype)
@@ -138,13 +141,25 @@ class Leaf:
                 mean.lerp_(x.to(mean.dtype), share)
 
 
-def _merge(
-    left: tuple[Records, float] | None, right: tuple[Records, float] | None
-) -> tuple[Records, float] | None:
+@dataclass
+class _Node:
+    """owned: the means' memory is the tree's alone."""
+
+    means: Records
+    weight: float
+    owned: bool = False
+
+
+def _merge(left: _Node | None, right: _Node | None) -> _Node | None:
     if left is None or right is None:
         return left or right
-    (means, a), (others, b) = left, right
-    for record, arrays in means.items():
-        for name, x in arrays.items():
-            x.lerp_(others[record][name], b / (a + b))
-    return means, a + b
+    weight = left.weight + right.weight
+    share = right.weight / weight
+    means: Records = {}
+    for record, arrays in left.means.items():
+        others = right.means[record]
+        if left.owned:
+            means[record] = {k: x.lerp_(others[k], share) for k, x in arrays.items()}
+        else:
+            means[record] = {k: x.lerp(others[k], share) for k, x in arrays.items()}
+    return _Node(means, weight, owned=True)

@@ -14,7 +14,7 @@ from fedsim.models import FunctionalModel
 LANES = 64
 """Clients × chains in one mapped call: large enough to hide Python, small enough for the cache."""
 
-BLOCK_FLOATS = 2**24
+BLOCK_FLOATS = 2**22
 """Floats of state and data that one mapped block may hold."""
 
 ONE_BY_ONE_PARAMETERS = 1_000_000

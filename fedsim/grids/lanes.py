@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,20 +72,17 @@ class Block:
         self.chains = len(self.chain_ids)
         self.held = shards.training(partitions)
         self.steps = np.array([plan.steps for plan in plans])
-        self._rekeyed = Rekeyed()
         self.full = self.plan.batching.kind == "full"
         self._shapes = {
             name: dict(like[noise.like] if noise.like else noise.shapes)
             for name, noise in self.plan.noise.items()
         }
-        sizes = torch.from_numpy(self.held.sizes)
-        self._examples = sizes.to(self.shards.device, self.shards.dtype)
-        self._spare = self._padding_rows()
+        self._examples = self._tensor(self.held.sizes)
         self._rows = self._draw_rows()
         self._full_batch = self._resident() if self.full else None
         self._gathered = self._gather_all()
         self._noise: dict[str, Arrays] = {}
-        self._scalars = {name: v.unbind(1) for name, v in self._stack_scalars().items()}
+        self._scalars = self._stack_scalars()
 
     def _draw_rows(self) -> np.ndarray[Any, Any]:
         """Returns (C[, Q], minibatches, size) rows of the table; −1 pads.
@@ -148,7 +146,12 @@ class Block:
             tuple(self.partitions), lambda: self._gather(self._rows[..., 0, :])
         )
 
-    def _padding_rows(self) -> Tensor:
+    @cached_property
+    def _rekeyed(self) -> Rekeyed:
+        return Rekeyed()
+
+    @cached_property
+    def _spare(self) -> Tensor:
         """Returns (C,) rows that stand where there are none: each client's own first row.
 
         Their weight is 0, but a loss of another client's row may be infinite here, and 0 · inf is
@@ -157,34 +160,40 @@ class Block:
         first = self.held.index(np.where(self.held.sizes > 0, 0, -1))
         return torch.from_numpy(np.maximum(first, 0)).to(self.shards.device)
 
-    def _stack_scalars(self) -> dict[str, Tensor]:
-        """Returns (C, steps) of every scalar."""
-        length = max(int(self.steps.max()), 1)
-        stacked: dict[str, Tensor] = {}
-        same = all(plan is self.plan for plan in self.plans)
-        for name in self.plan.scalars:
-            if same:
-                one = np.broadcast_to(np.asarray(self.plan.scalars[name], np.float64), length)
-                shared = torch.tensor(one, dtype=self.shards.dtype, device=self.shards.device)
-                stacked[name] = shared.expand(len(self.plans), -1)
+    def _stack_scalars(self) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        """Returns (C,) of every scalar, or one such tensor for each step."""
+        clients, length = len(self.plans), max(int(self.steps.max()), 1)
+        stacked: dict[str, Tensor | tuple[Tensor, ...]] = {}
+        one_plan = all(plan is self.plan for plan in self.plans)
+        for name, own in self.plan.scalars.items():
+            if one_plan:
+                steps = self._tensor(np.broadcast_to(np.asarray(own, np.float64), length).copy())
+                constant = not isinstance(own, np.ndarray)
+                each = steps[:1].expand(clients), steps.expand(clients, -1).unbind(1)
+                stacked[name] = each[0] if constant else each[1]
                 continue
-            values = np.zeros((len(self.plans), length))
-            for row, plan in zip(values, self.plans, strict=True):
-                given = np.asarray(plan.scalars[name])
-                row[: len(given) if given.ndim else None] = given
-            stacked[name] = torch.from_numpy(values).to(self.shards.device, self.shards.dtype)
-        stacked["num-examples"] = self._examples[:, None].expand(-1, length)
-        ids = torch.tensor(self.partitions, dtype=self.shards.dtype, device=self.shards.device)
-        stacked["partition-id"] = ids[:, None].expand(-1, length)
-        steps = torch.arange(length, dtype=self.shards.dtype, device=self.shards.device)
-        stacked["step"] = steps.expand(len(self.plans), -1)
+            given = [np.asarray(plan.scalars[name]) for plan in self.plans]
+            if not any(value.ndim for value in given):
+                stacked[name] = self._tensor(np.array(given, np.float64))
+                continue
+            values = np.zeros((clients, length))
+            for row, value in zip(values, given, strict=True):
+                row[: len(value) if value.ndim else None] = value
+            stacked[name] = self._tensor(values).unbind(1)
+        stacked["num-examples"] = self._examples
+        stacked["partition-id"] = self._tensor(self.held.partitions)
+        stacked["step"] = self._tensor(np.arange(length)).expand(clients, -1).unbind(1)
         return stacked
+
+    def _tensor(self, values: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(values).to(self.shards.device, self.shards.dtype)
 
     def scalars(self, step: int, active: int) -> dict[str, Tensor]:
         """Returns each scalar at `step` as (active,)."""
+        now = {n: v[step] if isinstance(v, tuple) else v for n, v in self._scalars.items()}
         if active == len(self.plans):
-            return {name: values[step] for name, values in self._scalars.items()}
-        return {name: values[step][:active] for name, values in self._scalars.items()}
+            return now
+        return {name: values[:active] for name, values in now.items()}
 
     def init_batches(self) -> tuple[Batch, ...]:
         """Returns the minibatches of `init`."""
