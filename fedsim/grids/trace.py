@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from fedsim.grids.passes import Run, emit, propagate, simplify, write_in_place
+from fedsim.grids.passes import Run, emit, share_mode, simplify, write_in_place
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class TraceCache:
                 raise ValueError("it changes what it is given in place; return new tensors")
             module = make_fx(flat)(*inputs)
             _refuse_random(module)
-            propagate(module, inputs)
+            share_mode(module.graph)
             written: frozenset[int] = frozenset()
             if not any(_has(node, "mutable") for node in module.graph.nodes):
                 simplify(module)  # which takes equal expressions for equal tensors

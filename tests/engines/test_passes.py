@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
+from torch.func import grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import max_pool2d
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fedsim.clients.base import Batch, Inputs
+from fedsim.grids.passes import share_mode, simplify
 from fedsim.grids.trace import TraceCache, leaves_of, replay
+from fedsim.models import FunctionalModel
 from tests.engines.toys import CLASSES, FEATURES, functional, network, sgd
 
 ROWS, CLIENTS, CHAINS = 6, 4, 3
@@ -128,3 +132,126 @@ def test_two_results_in_one_memory_are_not_overwritten() -> None:
     state = (torch.ones(2, 3), torch.ones(2, 3))
     graph = TraceCache().graph("step", step, state, donate=True)
     assert not graph.overwrites
+
+
+class Convolutions(nn.Module):
+    """Two convolutions whose outputs are pooled in windows that overlap, are padded, or neither."""
+
+    def __init__(self, stride: int, padding: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 3, 3)
+        self.pool = nn.MaxPool2d(2, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.first(x).relu())
+        return self.pool(self.second(x).relu()).flatten(1)[:, :CLASSES]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(("stride", "padding"), [(2, 0), (1, 0), (2, 1)])
+def test_steps_of_convolutions(stride: int, padding: int, layout: torch.memory_format) -> None:
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
+        torch.manual_seed(3)
+        module = Convolutions(stride, padding).to(dtype)
+        client = sgd(FunctionalModel(module, torch.zeros(1, 1, 9, 9, dtype=dtype)))
+        x = draw(ROWS, 1, 9, 9, seed=1, dtype=dtype).to(memory_format=layout)
+        y = torch.arange(ROWS) % CLASSES
+        one = torch.ones((), dtype=dtype)
+        scalars = {"lr": 0.1 * one, "proximal-mu": one, "steps": one, "num-examples": one}
+        batch = Batch(x, y, torch.ones(ROWS, dtype=dtype), one)
+
+        def step(state: Any, batch: Any, scalars: Any) -> Any:
+            return client.step(state, Inputs((batch,), {}, scalars, {"proximal": False}))  # noqa: B023
+
+        arrays = {
+            k: v.to(memory_format=layout) if v.ndim == 4 else v
+            for k, v in client.model.initial().items()
+        }
+        state = client.init({"arrays": arrays}, {}, Inputs((), {}, scalars, {"proximal": False}))
+        graph = TraceCache().graph("step", step, state, batch, scalars, donate=True)
+        got = [t.clone() for t in leaves_of(state)]
+        for _ in range(3):
+            got = replay(graph, got + leaves_of((batch, scalars)))
+            state = step(state, batch, scalars)
+        for a, b in zip(got, tree_flatten(state)[0], strict=True):
+            assert float((a - b).norm()) <= tolerance * (1 + float(b.norm()))
+
+
+def operators(function: Any, *args: Tensor) -> list[str]:
+    """Returns the names of the operators of the simplified graph."""
+    module = make_fx(function)(*args)
+    share_mode(module.graph)
+    simplify(module)
+    return [n.target.__name__ for n in module.graph.nodes if n.op == "call_function"]
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (3, 1, 1), (3, 2, 0)])
+def test_pooling_before_relu_changes_no_bit(size: int, stride: int, padding: int) -> None:
+    def function(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        def total(x: Tensor) -> tuple[Tensor, Tensor]:
+            pooled = max_pool2d(x.relu(), size, stride, padding)
+            return (pooled * weight).sum(), pooled
+
+        return grad(total, has_aux=True)(x)
+
+    # few distinct values: ties at positive numbers, at zero, and windows that are all negative
+    x = torch.randint(-2, 2, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)).float()
+    x[0, 0, :3, :3] = -1.0
+    x[0, 1, 0, 0] = float("nan")
+    x[0, 1, 4, 4] = -0.0
+    weight = draw(*max_pool2d(x, size, stride, padding).shape, seed=2, dtype=torch.float32)
+    names = operators(function, x, weight)
+    assert names.index("max_pool2d_with_indices.default") < names.index("relu.default")
+    got, want = TraceCache().call("pool", function, x, weight), function(x, weight)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
+def test_relu_stays_where_something_else_looks_at_it() -> None:
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = x.relu()
+        return max_pool2d(y, 2), y
+
+    x = draw(1, 1, 4, 4, seed=0, dtype=torch.float64)
+    assert operators(function, x)[0] == "relu.default"
+    assert all(map(torch.equal, TraceCache().call("pool", function, x), function(x)))
+
+
+@pytest.mark.parametrize(
+    ("function", "count"),
+    [
+        (lambda x: x.mT.mT.unsqueeze(0).squeeze(0).expand(3, 4).clone() + 0.0, 0),
+        (lambda x: x * torch.ones_like(x), 0),
+        (lambda x: torch.ones_like(x) / x, 1),
+        (lambda x: x.reshape(2, 6).reshape(12).reshape(4, 3) * 2, 2),
+        (lambda x: x[0].expand(3, 4) + x, 2),
+        (lambda x: x.sum(0, keepdim=True).reshape(4), 1),
+        (lambda x: x[0] + x @ x.mT @ x, 4),
+        (lambda x: torch.exp(x) - torch.exp(x), 2),
+    ],
+    ids=["views", "times one", "reciprocal", "view of view", "expand", "sum", "product", "twice"],
+)
+def test_rules(function: Any, count: int) -> None:
+    x = draw(3, 4, seed=5, dtype=torch.float64)
+    assert len(operators(function, x)) == count
+    got, want = TraceCache().call("rule", function, x), function(x)
+    assert float((got - want).norm()) <= 1e-14 * float(want.norm())
+    assert got.shape == want.shape
+    assert got.stride() == want.stride()
+
+
+def test_a_log_softmax_far_from_its_target_has_its_gradient() -> None:
+    def function(z: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        def loss(z: Tensor) -> Tensor:
+            return (-torch.log_softmax(z, -1).gather(-1, y[:, None])[:, 0] * w).sum()
+
+        return grad(loss)(z)
+
+    z = draw(5, 4, seed=0, dtype=torch.float64)
+    z[0, 1], z[1, 2], z[2] = -float("inf"), 800.0, 0.0
+    y, w = torch.tensor([0, 1, 2, 3, 0]), torch.tensor([1.0, 2.0, 0.0, 0.5, 3.0]).double()
+    assert "_log_softmax_backward_data.default" not in operators(function, z, y, w)
+    torch.testing.assert_close(
+        TraceCache().call("loss", function, z, y, w), function(z, y, w), rtol=0, atol=1e-14
+    )

@@ -6,12 +6,13 @@ from torch import fx
 from torch._functorch.compile_utils import fx_graph_cse
 
 from fedsim.grids.passes.codegen import Run, emit
+from fedsim.grids.passes.conv import bias_gradients_by_sums, pool_before_relu
 from fedsim.grids.passes.fuse import fuse
 from fedsim.grids.passes.inplace import write_in_place
 from fedsim.grids.passes.noops import remove_noops
-from fedsim.grids.passes.rewrite import propagate
+from fedsim.grids.passes.rewrite import share_mode
 
-__all__ = ["Run", "emit", "propagate", "simplify", "write_in_place"]
+__all__ = ["Run", "emit", "share_mode", "simplify", "write_in_place"]
 
 
 def simplify(module: fx.GraphModule) -> None:
@@ -19,5 +20,7 @@ def simplify(module: fx.GraphModule) -> None:
     remove_noops(module.graph)
     module.graph = fx_graph_cse(module.graph)
     fuse(module.graph)
+    pool_before_relu(module.graph)
+    bias_gradients_by_sums(module.graph)
     remove_noops(module.graph)
     module.graph = fx_graph_cse(module.graph)

@@ -72,12 +72,13 @@ def drop_identity(node: Node) -> bool:
 
 
 def return_to_ancestor(node: Node) -> bool:
-    """A view with the sizes, strides and offset of what it is a view of, is that.
+    """A view with the sizes and strides of what it is a view of, is that.
 
-    This covers expand and view to the same shape, transposes of transposes, squeeze of unsqueeze.
+    For all of its elements are among that one's (which is not so for as_strided). This covers
+    expand and view to the same shape, transposes of transposes, squeeze of unsqueeze.
     """
     source = node
-    while is_view(source):
+    while is_view(source) and not calls(source, aten.as_strided.default):
         source = source.args[0]
         if same_form(value(source), value(node)):
             take(node, source)
@@ -87,7 +88,7 @@ def return_to_ancestor(node: Node) -> bool:
 
 def view_from_afar(node: Node) -> bool:
     """A view of a view is a view of the first, if its strides come out the same."""
-    if not is_view(node) or not is_view(node.args[0]):
+    if any(not is_view(n) or calls(n, aten.as_strided.default) for n in (node, node.args[0])):
         return False
     return replace(node, aten.view.default, node.args[0].args[0], list(node.meta["val"].shape))
 

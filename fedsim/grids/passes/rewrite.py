@@ -1,6 +1,6 @@
 """What the passes share: the value that a node will have, and replacing one node by another.
 
-The value's form (sizes, strides, offset, dtype) is known at trace time, as a fake tensor in
+The value's form (sizes, strides, dtype) is known at trace time, as a fake tensor in
 `node.meta["val"]`. Views are recorded for strides, so a replacement must keep the form.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.utils._pytree import tree_map
 
 aten = torch.ops.aten
 
@@ -22,9 +22,21 @@ Node = Any
 _UNANNOTATED_VIEWS = frozenset({aten._unsafe_view.default})
 
 
-def propagate(module: fx.GraphModule, inputs: list[Tensor]) -> None:
-    """Gives each node its value's form; make_fx leaves fake tensors that cannot be mixed."""
-    FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*inputs)
+def share_mode(graph: fx.Graph) -> None:
+    """Puts the forms that make_fx saw into fake tensors that can be mixed.
+
+    They are those of the real tensors: what fake kernels say of a convolution's strides may differ.
+    """
+    mode = FakeTensorMode()
+
+    def form(seen: Any) -> Any:
+        if not isinstance(seen, Tensor):
+            return seen
+        return torch.empty_strided(seen.shape, seen.stride(), dtype=seen.dtype, device=seen.device)
+
+    with mode:
+        for node in graph.nodes:
+            node.meta["val"] = tree_map(form, node.meta.get("val"))
 
 
 def value(node: Any) -> Tensor | None:
@@ -34,15 +46,10 @@ def value(node: Any) -> Tensor | None:
 
 
 def same_form(a: Tensor | None, b: Tensor | None) -> bool:
-    """Says whether two values agree in sizes, strides, offset and dtype."""
+    """Says whether two values agree in sizes, strides and dtype."""
     if a is None or b is None:
         return False
-    return (
-        a.dtype == b.dtype
-        and a.shape == b.shape
-        and a.stride() == b.stride()
-        and a.storage_offset() == b.storage_offset()
-    )
+    return a.dtype == b.dtype and a.shape == b.shape and a.stride() == b.stride()
 
 
 def is_view(node: Node) -> bool:
