@@ -206,4 +206,5 @@ def channels_last(x: Tensor, chains: bool = False) -> Tensor:
     """
     if x.ndim != 4 + chains:
         return x
-    return x.movedim(-3, -1).contiguous().movedim(-1, -3)
+    # a copy even of one channel: contiguous() would leave its stride, by which torch chooses a kernel
+    return x.movedim(-3, -1).clone(memory_format=torch.contiguous_format).movedim(-1, -3)
