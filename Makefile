@@ -1,6 +1,7 @@
 # Everything runs in .venv, which the first target that needs it creates. `make` lists the targets.
 
 VENV ?= .venv
+BENCH_VENV ?= .venv-bench
 BIN := $(VENV)/bin
 EXTRAS ?= bayes,data,dev
 JOBS ?= 2
@@ -58,8 +59,9 @@ format: $(VENV)/.installed ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed ## Time fedsim beside hand-written torch loops, in one run
-	$(BIN)/python -m tests.benchmarks $(ARGS)
+bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## Time fedsim beside its peers and write docs/benchmarks.md (ARGS=W1: print one table)
+	FEDSIM_BENCH_VENV=$(abspath $(BENCH_VENV)) $(BIN)/python -m tests.benchmarks \
+		$(or $(ARGS),--out docs/benchmarks.md)
 
 docs: $(VENV)/.docs ## Build the documentation into site/
 	mkdir -p docs/reference
@@ -80,8 +82,9 @@ check-package: package ## Install that wheel in a clean environment and import e
 	rm -rf build/wheel-venv
 
 lock: $(VENV)/.installed ## Bring constraints.txt in line with pyproject.toml (ARGS=--upgrade: newest versions)
-	$(BIN)/uv pip compile -q pyproject.toml --all-extras --universal --python-version 3.11 \
+	$(BIN)/uv pip compile -q pyproject.toml --extra all --extra dev --extra docs --universal --python-version 3.11 \
 		--no-annotate --no-header $(ARGS) -o constraints.txt
+	@# The peers' extra `bench` is left out: it has an environment and pins of its own.
 	@# torch pins its own CUDA packages, other ones in each of its builds.
 	sed -i.bak -E '/^(cuda|nvidia|triton)[-=]/d' constraints.txt && rm constraints.txt.bak
 
@@ -94,6 +97,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(call install-torch,$(VENV))
 	$(BIN)/pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+# The peers of `make bench`, away from fedsim's own dependencies: pfl asks for old versions of what
+# fedsim has new ones of (absl, attrs), and Flower's simulation for one exact Ray. Without
+# constraints.txt for the same reason; torch alone is the same.
+$(BENCH_VENV)/.installed: pyproject.toml
+	@test -n '$(PYTHON)' || { echo 'fedsim needs Python 3.11 or newer; name one with PYTHON=/path/to/python.' >&2; exit 1; }
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(call install-torch,$(BENCH_VENV))
+	$(BENCH_VENV)/bin/pip install -q '$(firstword $(subst +, ,$(TORCH)))' -e '.[bench]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed

@@ -1,5 +1,7 @@
-"""fedsim beside hand-written torch loops: the same work, in one process, taking turns.
+"""fedsim beside its peers and hand-written torch loops: the same work, taking turns in one run.
 
-make bench                      all workloads
-make bench ARGS="W1 --repetitions 30 --out bench.md"
+make bench                      all tables, into docs/benchmarks.md
+make bench ARGS="W1 W3-1k --repetitions 30 --sides fedsim,pfl,pfl-2 --out bench.md"
+
+`python -m tests.benchmarks` does without the peers' environment: it leaves them out and says so.
 """

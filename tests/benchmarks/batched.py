@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from tests.benchmarks.session import Session
 from tests.benchmarks.workloads import Workload
 
 
-class BatchedLoop:
+class BatchedLoop(Session):
     """A leading axis of clients on every tensor; `step` is left to the two subclasses.
 
     threads: intra-op threads, by default one a core.

@@ -1,4 +1,4 @@
-"""fedsim itself as a side: a scenario's round loop over the inline Grid, and a recorder without disk.
+"""fedsim itself as a side: a scenario's round loop over the inline Grid, recorded nowhere.
 
 The scenarios name the functions and classes of this module by import path, as a user's would.
 """

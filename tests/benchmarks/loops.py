@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.benchmarks.session import Session
 from tests.benchmarks.workloads import Integers, Workload
 
 
-class SequentialLoop:
+class SequentialLoop(Session):
     """One resident model, reset in place for each client; the mean is a running sum."""
 
     def __init__(self, workload: Workload) -> None:
@@ -36,7 +37,7 @@ class SequentialLoop:
         return self.current
 
 
-class ThreadedLoop:
+class ThreadedLoop(Session):
     """As above in threads of one intra-op thread each, which share out the clients of a round."""
 
     def __init__(self, workload: Workload, threads: int = 2) -> None:
@@ -67,6 +68,10 @@ class ThreadedLoop:
     def parameters(self) -> list[Tensor]:
         """Returns the current global parameters."""
         return self.current
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self.pool.shutdown()
 
 
 class _Worker:
@@ -100,7 +105,7 @@ class _Worker:
         return total
 
 
-class EchoLoop:
+class EchoLoop(Session):
     """Each client returns the parameters plus its id, as a tensor of its own."""
 
     def __init__(self, workload: Workload) -> None:

@@ -6,14 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.benchmarks.batched import BmmLoop, VmapLoop
-from tests.benchmarks.harness import DisagreementError, Timing, measure
 from tests.benchmarks.loops import EchoLoop, SequentialLoop, ThreadedLoop
-from tests.benchmarks.report import table
-from tests.benchmarks.sides import SIDES, Session, Side
-from tests.benchmarks.workloads import WORKLOADS, Workload
+from tests.benchmarks.sampling import HMCLoop, Posterior, SequentialHMC, VmapHMC
+from tests.benchmarks.session import Session
+from tests.benchmarks.workloads import WORKLOADS
 
 SMALL_MLP = replace(WORKLOADS["W1"], clients=8, cohort=5, rounds=2)
 SMALL_CNN = replace(WORKLOADS["W2"], clients=4, cohort=3, examples=30, batch=20)
@@ -60,32 +58,44 @@ def test_echo_adds_the_mean_client_id_every_round() -> None:
     assert torch.equal(loop.parameters()[0], torch.full((1000,), 4.5))
 
 
-class _Idle:
-    def __init__(self, workload: Workload) -> None:
-        self.start = [p.detach() for p in workload.model().parameters()]
-
-    def advance(self, rounds: int) -> None:
-        """Does nothing."""
-
-    def parameters(self) -> list[Tensor]:
-        return self.start
+SMALL_POSTERIOR = Posterior(chains=2, leapfrogs=3, descent=2, burn_in=0)
 
 
-def test_a_side_that_did_not_do_the_work_is_refused() -> None:
-    sides = [Side("loop", ("W1",), SequentialLoop), Side("idle", ("W1",), _Idle)]
-    with pytest.raises(DisagreementError, match="idle ends at"):
-        measure(SMALL_MLP, sides, repetitions=1)
+def test_both_samplers_by_hand_take_the_same_trajectories() -> None:
+    one, other = SequentialHMC(SMALL_POSTERIOR), VmapHMC(SMALL_POSTERIOR)
+    one.advance(4)
+    other.advance(4)
+    assert torch.allclose(torch.stack(one.draws), torch.stack(other.draws), atol=1e-12)
+    assert len(one.draws) == 2
 
 
-def test_ratios_are_medians_over_paired_repetitions() -> None:
-    slow, fast = Timing("slow", [2.0, 4.0, 90.0], 1.0), Timing("fast", [1.0, 1.0, 30.0], 1.0)
-    assert fast.ratio(slow) == pytest.approx(1 / 3)
-    assert slow.median == 4.0
-    assert "| fast | 1000.00 | 1000.00–30000.00 | 0.33 | -3000.00 | 1.0000 |" in table(
-        WORKLOADS["W1"], [slow, fast]
-    )
+@pytest.mark.parametrize("loop", [SequentialHMC, VmapHMC])
+def test_the_descent_ends_near_the_mode_of_the_pooled_posterior(loop: type[HMCLoop]) -> None:
+    """Without noise the average of the clients' descents is at rest where Σ w_c ∇f_c = 0, up to the
+    clients' drift, which is of the order of the squared step size.
+    """
+    sampler = loop(Posterior(chains=1, descent=150, step_size=0.02, leapfrogs=6))
+    sampler.advance(150)
+    q = sampler.q[0].clone().requires_grad_()
+    one = torch.ones((), dtype=torch.float64)
+    nll = [sampler.potential(q, x, y, torch.ones_like(y), one) for x, y in sampler.shards]
+    prior = 0.5 * sampler.posterior.precision * q.square().sum()
+    pooled = torch.stack(nll).sum() - (len(nll) - 1) * prior
+    (gradient,) = torch.autograd.grad(pooled, [q])
+    start = torch.zeros_like(q).requires_grad_()
+    nll = [sampler.potential(start, x, y, torch.ones_like(y), one) for x, y in sampler.shards]
+    (steepest,) = torch.autograd.grad(torch.stack(nll).sum(), [start])
+    assert gradient.norm() < 0.1 * steepest.norm()
 
 
-def test_every_workload_has_sides_and_every_side_a_workload() -> None:
-    used = {name for side in SIDES for name in side.workloads}
-    assert used == set(WORKLOADS)
+@pytest.mark.slow
+def test_the_engine_samples_the_posterior_that_the_loop_samples() -> None:
+    from tests.benchmarks.sampling import FedsimChains
+
+    posterior = Posterior()
+    by_hand, engine = VmapHMC(posterior), FedsimChains(posterior)
+    for session in (by_hand, engine):
+        session.advance(posterior.warm_up)
+    assert posterior.disagreement(engine.result(), by_hand.result()) < posterior.tolerance
+    assert engine.measures()["ess a round"] > 0.05
+    engine.close()

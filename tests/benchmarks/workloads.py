@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -27,8 +27,10 @@ class Workload:
     minibatch. lr: learning rate of local SGD, one pass over the rows a round. spread: standard
     deviation of the classes' centres in each input dimension; 1 is that of the noise.
     rounds: rounds timed together, so that a repetition is long enough to be measured.
-    tolerance: how far the sides' final results may lie apart, relative; sides may draw their own
-    clients and batches, which changes the loss a little.
+    warm_up: rounds before anything is timed, after which the sides' results are compared.
+    tolerance: how far these may lie apart, relative; sides may draw their own clients and batches,
+    which changes the loss a little. shards: number of different shards, by default one a client;
+    client i holds shard i mod shards, so that a million clients need no table of their own.
     """
 
     name: str
@@ -37,21 +39,28 @@ class Workload:
     clients: int
     cohort: int
     rounds: int
+    warm_up: int
     tolerance: float
     input_shape: tuple[int, ...] = (1,)
     examples: int = 1
     batch: int = 1
     lr: float = 0.0
     spread: float = 0.4
+    shards: int = 0
+
+    @property
+    def distinct(self) -> int:
+        """The number of different shards."""
+        return self.shards or self.clients
 
     @cached_property
     def data(self) -> tuple[Tensor, Tensor]:
-        """x (clients, examples, *input_shape) float32 and y (clients, examples) int64 in 0..9.
+        """x (shards, examples, *input_shape) float32 and y (shards, examples) int64 in 0..9.
 
         Each class is a point in input space plus unit noise.
         """
-        draw = generator(SEED, "benchmark data", self.clients)
-        y = draw.integers(0, 10, (self.clients, self.examples))
+        draw = generator(SEED, "benchmark data", self.distinct)
+        y = draw.integers(0, 10, (self.distinct, self.examples))
         size = int(np.prod(self.input_shape))
         centres = draw.standard_normal((10, size), dtype=np.float32) * np.float32(self.spread)
         x = draw.standard_normal((*y.shape, size), dtype=np.float32)
@@ -68,7 +77,11 @@ class Workload:
         rows = np.tile(np.arange(self.examples), (self.cohort, 1))
         return generator(SEED, "benchmark order", round_).permuted(rows, axis=1)
 
-    def result(self, parameters: list[Tensor]) -> float:
+    def disagreement(self, one: Sequence[float], other: Sequence[float]) -> float:
+        """Returns how far two results are apart, relative."""
+        return abs(one[0] - other[0]) / abs(other[0])
+
+    def result(self, parameters: Sequence[Tensor]) -> float:
         """Returns what all sides must agree on: the mean training loss of up to 100 clients, or,
         where there is nothing to learn, the mean of the parameters.
         """
@@ -82,42 +95,64 @@ class Workload:
             return float(F.cross_entropy(model(x), y))
 
 
-def _echo(name: str, size: int, rounds: int) -> Workload:
+def _echo(name: str, size: int, rounds: int, warm_up: int) -> Workload:
     title = f"100 clients return {size:,} floats plus their id; the mean is the next round's"
-    return Workload(name, title, lambda: models.Vector(size), 100, 100, rounds, 1e-5)
+    return Workload(name, title, lambda: models.Vector(size), 100, 100, rounds, warm_up, 1e-5)
 
 
+W1 = Workload(
+    "W1",
+    "MLP 64-64-10, 100 of 1,000 clients × 60 rows, 1 epoch, batches of 20",
+    models.mlp,
+    clients=1000,
+    cohort=100,
+    rounds=10,
+    warm_up=10,
+    tolerance=0.03,
+    input_shape=(64,),
+    examples=60,
+    batch=20,
+    lr=0.1,
+)
+W2 = Workload(
+    "W2",
+    "CNN 32-64-128-10 on 28×28, 20 of 200 clients × 100 images, 1 epoch, batches of 20",
+    models.cnn,
+    clients=200,
+    cohort=20,
+    rounds=1,
+    warm_up=3,
+    tolerance=0.1,
+    input_shape=(1, 28, 28),
+    examples=100,
+    batch=20,
+    lr=0.05,
+    spread=1.0,
+)
+COHORTS = [
+    replace(W1, name=f"cohort-{n}", title=f"W1 with {n:,} of 1,000 clients", cohort=n, rounds=k)
+    for n, k in ((10, 20), (100, 5), (1000, 1))
+]
+POPULATIONS = [
+    replace(
+        W1,
+        name=f"population-{n}",
+        title=f"W1's MLP, 100 of {n:,} clients × 20 rows",
+        clients=n,
+        examples=20,
+        shards=100,
+        rounds=5,
+    )
+    for n in (100, 1_000, 10_000, 100_000, 1_000_000)
+]
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload(
-            "W1",
-            "MLP 64-64-10, 100 of 1,000 clients × 60 rows, 1 epoch, batches of 20",
-            models.mlp,
-            clients=1000,
-            cohort=100,
-            rounds=10,
-            tolerance=0.03,
-            input_shape=(64,),
-            examples=60,
-            batch=20,
-            lr=0.1,
-        ),
-        Workload(
-            "W2",
-            "CNN 32-64-128-10 on 28×28, 20 of 200 clients × 100 images, 1 epoch, batches of 20",
-            models.cnn,
-            clients=200,
-            cohort=20,
-            rounds=1,
-            tolerance=0.1,
-            input_shape=(1, 28, 28),
-            examples=100,
-            batch=20,
-            lr=0.05,
-            spread=1.0,
-        ),
-        _echo("W3-1k", 1_000, rounds=50),
-        _echo("W3-1M", 1_000_000, rounds=3),
+        W1,
+        W2,
+        _echo("W3-1k", 1_000, rounds=50, warm_up=5),
+        _echo("W3-1M", 1_000_000, rounds=3, warm_up=2),
+        *COHORTS,
+        *POPULATIONS,
     )
 }
