@@ -28,7 +28,6 @@ __all__ = [
     "is_legacy_client",
     "is_legacy_server",
     "logs_to",
-    "message_types",
     "quiet",
     "set_identity",
     "set_message_id",
@@ -53,11 +52,6 @@ def set_message_id(message: object, message_id: str) -> None:
 def is_legacy_client(app: ClientApp) -> bool:
     """Says whether the app was built from a client_fn."""
     return app._call is not None
-
-
-def message_types(app: ClientApp) -> list[str]:
-    """Returns what the app answers, as "category.action"."""
-    return sorted(app._registered_funcs)
 
 
 def is_legacy_server(app: ServerApp) -> bool:

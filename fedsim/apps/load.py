@@ -13,7 +13,7 @@ from typing import Any
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedsim._flower import has_main, is_legacy_client, is_legacy_server, message_types
+from fedsim._flower import has_main, is_legacy_client, is_legacy_server
 from fedsim.apps.project import APP, FILE, Project
 from fedsim.errors import Problem, ScenarioError
 
@@ -127,10 +127,6 @@ def _client_problems(project: Project, app: ClientApp) -> Iterator[Problem]:
             hint="Write functions under @app.train() and @app.evaluate() that take a Message and"
             " return one",
             file=file,
-        )
-    elif not message_types(app):
-        yield Problem(
-            field, "has no function under @app.train(), @app.evaluate() or @app.query()", file=file
         )
 
 

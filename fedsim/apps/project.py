@@ -50,7 +50,7 @@ def read(path: Path) -> Project:
 
     Raises ScenarioError with every mistake in the file.
     """
-    folder = path.expanduser().absolute()
+    folder = path.expanduser().resolve()
     folder = folder.parent if folder.name == FILE and not folder.is_dir() else folder
     file = folder / FILE
     try:

@@ -55,6 +55,7 @@ class Recorder:
     A second strategy's rounds, and its round 0, come after the first's.
 
     Attributes:
+      first_failure: the first error reply, as a sentence; None if there was none.
       round: the current one. arrays: what the last strategy ended with, or last aggregated.
       totals: of all complete rounds.
     """
@@ -63,6 +64,7 @@ class Recorder:
     progress: Progress
     round: int = 0
     arrays: ArrayRecord | None = None
+    first_failure: str | None = None
     totals: Costs = field(default_factory=Costs)
 
     def __post_init__(self) -> None:
@@ -189,6 +191,12 @@ class Recorder:
         if failed:
             self._costs.dropped += len(failed)
             first = dict(list(failed.items())[:MAX_REASONS])
+            node, reason = next(iter(first.items()))
+            if self.first_failure is None:
+                self.first_failure = (
+                    f"round {self.round}, {kind}: client {partition_of(int(node))} (node {node}):"
+                    f" {reason}"
+                )
             self.writer.event(
                 "bad_replies", self.round, message_type=kind, count=len(failed), nodes=first
             )

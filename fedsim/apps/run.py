@@ -155,6 +155,9 @@ def _go(
         reason = f"the ServerApp failed: {words}{place}; {LOG} has the traceback"
         raise _failed(reason, recorder, writer) from error
     recorder.close()
+    if recorder.totals.messages and recorder.totals.dropped == recorder.totals.messages:
+        reason = f"every message was answered by an error; the first: {recorder.first_failure}"
+        raise _failed(f"{reason}; {LOG} has the traceback", recorder, writer)
     _save_arrays(recorder, writer)
     totals = vars(recorder.totals)
     writer.finish("finished", {"totals": totals, "loop_seconds": time.monotonic() - started})

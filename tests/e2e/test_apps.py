@@ -424,6 +424,15 @@ def test_waiting_for_nodes_that_never_come_fails(
     assert fedsim("run", "--app", "waiting", "--nodes", 9, "--no-report").status == 0
 
 
+def test_a_run_in_which_no_node_ever_answers_fails(fedsim: Command, tmp_path: Path) -> None:
+    make_app(tmp_path / "mute", SERVER, CLIENT.replace("ANSWER", "1 / 0"))
+    done = fedsim("run", "--app", "mute", "--no-report")
+    assert done.status == 1
+    first = "round 1, query: client 0 (node 2): ZeroDivisionError: division by zero"
+    assert f"every message was answered by an error; the first: {first}" in done.err
+    assert RunStore().open("latest").status == "failed"
+
+
 def test_a_message_of_a_server_is_its_own_after_it_was_sent(
     fedsim: Command, tmp_path: Path
 ) -> None:
