@@ -395,13 +395,9 @@ def _reduced(
     checked = reduction.check(Replies(tuple(nodes), done.records, done.metrics))
     tree.add_stack(leaf, checked.arrays, reduction.weights(checked))
     position = dict(zip(nodes, done.good, strict=True))
-    return CohortResult(
-        [position[node] for node in checked.node_ids],
-        {},
-        checked.metrics,
-        {position[failure.node_id]: failure.reason for failure in checked.failures},
-        bytes_up=_bytes(done.records),
-    )
+    good = [position[node] for node in checked.node_ids] if checked.failures else done.good
+    errors = {position[failure.node_id]: failure.reason for failure in checked.failures}
+    return CohortResult(good, {}, checked.metrics, errors, bytes_up=_bytes(done.records))
 
 
 def _joined(parts: Sequence[CohortResult]) -> CohortResult:
@@ -409,14 +405,18 @@ def _joined(parts: Sequence[CohortResult]) -> CohortResult:
     good = [i for part in parts for i in part.good]
     errors = {i: reason for part in parts for i, reason in part.errors.items()}
     size = sum(part.bytes_up for part in parts)
+    first = parts[0]
     if len(parts) == 1:
-        records, metrics = parts[0].records, parts[0].metrics
+        records, metrics = first.records, first.metrics
     else:
-        pairs = [(part.records, part.metrics) for part in parts]
-        records, metrics = tree_map(lambda *t: torch.cat(t), *pairs)
-    order = np.argsort(good, kind="stable")
+        metrics = {k: torch.cat([part.metrics[k] for part in parts]) for k in first.metrics}
+        records = {
+            r: {k: torch.cat([part.records[r][k] for part in parts]) for k in arrays}
+            for r, arrays in first.records.items()
+        }
+    order = sorted(range(len(good)), key=good.__getitem__)
     if good != sorted(good):
-        back = torch.from_numpy(order)
+        back = torch.tensor(order)
         records, metrics = tree_map(lambda t: t[back], (records, metrics))
     return CohortResult(sorted(good), records, metrics, errors, bytes_up=size)
 
@@ -431,7 +431,8 @@ def _shapes(records: dict[str, Arrays], chains: bool) -> dict[str, dict[str, tup
 def _metrics(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns (clients,) float64 metrics, averaged over chains."""
     # to the CPU first: Apple's GPUs have no float64
-    return {k: v.cpu().double().reshape(len(v), -1).mean(1) for k, v in metrics.items()}
+    plain = {k: v.cpu().double() for k, v in metrics.items()}
+    return {k: v if v.ndim == 1 else v.reshape(len(v), -1).mean(1) for k, v in plain.items()}
 
 
 def _bytes(records: dict[str, Arrays]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,40 @@ class Axes:
         return ({name: None if name in self.shared else 0 for name in self.noise}, 0)
 
 
+@dataclass(frozen=True, eq=False)
+class Mapped:
+    """A client's functions over the axes of a block; made once, and the name of their graphs."""
+
+    init: Any
+    step: Any
+    masked: Any
+    finish: Any
+
+    @classmethod
+    def of(cls, client: Client, axes: Axes, static: tuple[tuple[str, Hashable], ...]) -> Mapped:
+        """Returns the functions of a client whose plan has these static values."""
+        fixed = dict(static)
+
+        def init(records: Any, states: Any, batches: Any, scalars: Any) -> Any:
+            return client.init(records, states, Inputs(batches, {}, scalars, fixed))
+
+        def step(state: Any, active: Tensor, batches: Any, noise: Any, scalars: Any) -> Any:
+            return client.step(state, Inputs(batches, noise, scalars, fixed))
+
+        def masked(state: Any, active: Tensor, batches: Any, noise: Any, scalars: Any) -> Any:
+            new = client.step(state, Inputs(batches, noise, scalars, fixed))
+            return tree_map(lambda a, b: torch.where(active, a, b), new, state)
+
+        record_dims = (None, 0 if axes.chains else None)
+        step_dims = ((0, 0), (0, None), axes.batch, axes.noise_dims, (0, None))
+        return cls(
+            axes.map(init, record_dims, (0, 0), axes.batch, (0, None)),
+            axes.map(step, *step_dims),
+            axes.map(masked, *step_dims),
+            axes.map(client.finish, (0, 0)),
+        )
+
+
 def run_mapped(
     client: Client, block: Block, records: dict[str, Arrays], states: Arrays, cache: TraceCache
 ) -> tuple[Reply, Arrays]:
@@ -58,50 +92,47 @@ def run_mapped(
     The block's clients must come with the most steps first: a client that has finished is left out
     of the call (in a few sizes, so that few graphs are traced) or masked.
     """
-    axes, count = Axes.of(block), len(block.plans)
-    static = block.plan.static
-    key = (id(client), axes, tuple(sorted(static.items())))
-
-    def init(records: Any, states: Any, batches: Any, scalars: Any) -> Any:
-        return client.init(records, states, Inputs(batches, {}, scalars, static))
-
-    def step(state: Any, active: Tensor, batches: Any, noise: Any, scalars: Any) -> Any:
-        return client.step(state, Inputs(batches, noise, scalars, static))
-
-    def masked(state: Any, active: Tensor, batches: Any, noise: Any, scalars: Any) -> Any:
-        new = client.step(state, Inputs(batches, noise, scalars, static))
-        return tree_map(lambda a, b: torch.where(active, a, b), new, state)
-
-    record_dims = (None, 0 if axes.chains else None)
-    mapped_init = axes.map(init, record_dims, (0, 0), axes.batch, (0, None))
-    step_dims = ((0, 0), (0, None), axes.batch, axes.noise_dims, (0, None))
-    mapped_step, mapped_masked = axes.map(step, *step_dims), axes.map(masked, *step_dims)
-    mapped_finish = axes.map(client.finish, (0, 0))
-
+    form = (client, Axes.of(block), tuple(sorted(block.plan.static.items())))
+    mapped = cache.once(form, lambda: Mapped.of(*form))
+    count, total = len(block.plans), int(block.steps.max())
     state = cache.call(
-        (key, "init"), mapped_init, records, states, block.init_batches(), block.scalars(0, count)
+        (mapped, "init"),
+        mapped.init,
+        records,
+        states,
+        block.init_batches(),
+        block.scalars(0, count),
     )
-    if block.steps.any():
+    if total:
         # what init hands through is one tensor for all clients; steps make it one each, and a graph
         # is kept for each layout
         state = tree_map(torch.Tensor.contiguous, state)
+        state = _advanced(mapped, block, state, cache)
+    reply, client_states = cache.call((mapped, "finish"), mapped.finish, state)
+    return reply, client_states
+
+
+def _advanced(mapped: Mapped, block: Block, state: Any, cache: TraceCache) -> Any:
+    """Returns the state after the steps of all clients."""
+    count, total = len(block.plans), int(block.steps.max())
+    ragged = int(block.steps.min()) < total
     finished: list[Any] = []  # states of clients that are done, last clients first
     steps = torch.from_numpy(block.steps).to(block.shards.device)
+    everyone = steps > -1
     stepper, width = Stepper(cache, state), count
-    for s in range(int(block.steps.max())):
-        busy = int((block.steps > s).sum())
+    for s in range(total):
+        busy = int((block.steps > s).sum()) if ragged else count
         if (new_width := _bucket(busy, count)) < width:
             finished.append(_slice(stepper.state, new_width, width))
             stepper, width = Stepper(cache, _slice(stepper.state, 0, new_width)), new_width
-        function, name = (mapped_step, "step") if busy == width else (mapped_masked, "masked")
-        active = steps[:width] > s
+        function, name = (mapped.step, "step") if busy == width else (mapped.masked, "masked")
+        active = steps[:width] > s if ragged else everyone
         inputs = (block.batches(s, width), block.noise(s, width), block.scalars(s, width))
-        stepper.advance((key, name), function, active, *inputs)
+        stepper.advance((mapped, name), function, active, *inputs)
     state = stepper.state
     if finished:
         state = tree_map(lambda *parts: torch.cat(parts), state, *reversed(finished))
-    reply, client_states = cache.call((key, "finish"), mapped_finish, state)
-    return reply, client_states
+    return state
 
 
 class Stepper:
@@ -113,8 +144,11 @@ class Stepper:
 
     def __init__(self, cache: TraceCache, state: Any) -> None:
         self._cache = cache
-        self._leaves, self._spec = tree_flatten(state)
-        self._own: frozenset[int] = frozenset()  # leaves that nobody else has
+        leaves, self._spec = tree_flatten(state)
+        # what is one tensor for all clients becomes one each
+        self._leaves = [leaf if _dense(leaf) else leaf.contiguous() for leaf in leaves]
+        pairs = enumerate(zip(self._leaves, leaves, strict=True))
+        self._own = frozenset(i for i, (mine, given) in pairs if mine is not given)
         self._key: object = None
         self._graph: Graph | None = None
 
@@ -136,6 +170,11 @@ class Stepper:
             self._leaves = replay(self._graph, self._leaves + leaves_of(inputs))
         if self._cache.enabled and layout(self._leaves) != before:
             self._graph = None  # a graph is for one layout
+
+
+def _dense(leaf: Tensor) -> bool:
+    """Says whether each of the leaf's elements has memory of its own, without gaps."""
+    return bool(torch.ops.aten.is_non_overlapping_and_dense(leaf))
 
 
 def _bucket(busy: int, count: int) -> int:
@@ -165,7 +204,7 @@ def run_one(
     """
     chain = 0 if block.chains else None
     static = block.plan.static
-    key = (id(client), "one", tuple(sorted(static.items())))
+    key = (client, "one", tuple(sorted(static.items())))
 
     def init(records: Any, states: Any, batches: Any, scalars: Any) -> Any:
         return client.init(records, states, Inputs(batches, {}, scalars, static))
@@ -206,5 +245,5 @@ def channels_last(x: Tensor, chains: bool = False) -> Tensor:
     """
     if x.ndim != 4 + chains:
         return x
-    # a copy even of one channel: contiguous() would leave its stride, by which torch chooses a kernel
+    # contiguous() would leave one channel's stride as it is, and torch chooses a kernel by it
     return x.movedim(-3, -1).clone(memory_format=torch.contiguous_format).movedim(-1, -3)

@@ -92,19 +92,20 @@ def divide(
     little.
     """
     forms: dict[object, list[int]] = {}
-    known: dict[int, object] = {}  # by the plan's id: clients of one size share it
+    by_plan: dict[int, list[int]] = {}  # clients of one size share a plan
     for i, plan in enumerate(plans):
-        if id(plan) not in known:
-            known[id(plan)] = form_of(plan)
-        forms.setdefault(known[id(plan)], []).append(i)
+        by_plan.setdefault(id(plan), []).append(i)
+    for same in by_plan.values():
+        forms.setdefault(form_of(plans[same[0]]), []).extend(same)
     blocks: list[list[int]] = []
     for members in forms.values():
         plan = plans[members[0]]
-        order = sorted(members, key=lambda i: (-plans[i].steps, -sizes[i], i))
-        size = chunk or chunk_clients(LANES, len(order), plan.chains, floats_per_lane)
+        if len(by_plan) > 1:
+            members.sort(key=lambda i: (-plans[i].steps, -sizes[i], i))
+        size = chunk or chunk_clients(LANES, len(members), plan.chains, floats_per_lane)
         if plan.batching.kind == "full":  # neighbours in size are padded least
-            blocks += [order[i : i + size] for i in range(0, len(order), size)]
+            blocks += [members[i : i + size] for i in range(0, len(members), size)]
         else:  # each thread gets long and short clients
-            count = -(-len(order) // size)
-            blocks += [order[i::count] for i in range(count)]
+            count = -(-len(members) // size)
+            blocks += [members[i::count] for i in range(count)]
     return blocks

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -19,6 +19,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from fedsim.grids.passes import Run, emit, share_mode, simplify, write_in_place
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,17 @@ class TraceCache:
         self.enabled = enabled
         self.seconds = 0.0
         self._graphs: dict[object, tuple[Graph, Any]] = {}
+        self._made: dict[object, Any] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._graphs)
+
+    def once(self, key: object, make: Callable[[], T]) -> T:
+        """Returns what make() returned when it was first called with this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]  # type: ignore[no-any-return]
 
     def call(self, key: object, function: Callable[..., Any], *args: Any) -> Any:
         """Returns function(*args), a pytree of tensors; replays a graph if one was traced.
