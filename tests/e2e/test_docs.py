@@ -31,6 +31,7 @@ WALKTHROUGHS = (
     "bring-your-own-model.md",
     "flower.md",
     "adding-a-method.md",
+    "large-populations.md",
 )
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"# ([\w-]+\.(?:yaml|py))(, continued)?\n")
@@ -150,6 +151,16 @@ def test_bring_your_own_data(follow: Follow) -> None:
     assert final("images")["test.nll"] < 1.5
     assert final("moons")["test.accuracy"] > 0.7
     assert final("hospitals")["test.accuracy"] > 0.7
+    assert final("sensors")["test.accuracy"] > 0.9
+    assert final("slices")["test.accuracy"] > 0.9
+
+
+def test_large_populations(follow: Follow) -> None:
+    page = follow(DOCS / "large-populations.md")
+    assert final("crowd")["test.accuracy"] > 0.2
+    shown = page.results["fedsim data show crowd.yaml --clients 5"].out
+    assert "200,000 clients" in shown
+    assert "and 199,995 more clients" in shown
 
 
 def test_bring_your_own_model(follow: Follow) -> None:
