@@ -15,7 +15,7 @@ from fedsim.metrics.posterior import Diagnostics, diagnostics
 from fedsim.runs import Run, RunWriter
 from fedsim.runs.files import write_bytes
 from fedsim.server.evaluation import Evaluator
-from fedsim.server.loop import LoopState
+from fedsim.server.state import LoopState
 from fedsim.strategies.base import Strategy
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from fedsim.scenario import RunSpec, Scenario
 from fedsim.server.evaluation import Evaluator
 from fedsim.server.loop import RoundLoop
 from fedsim.setup import Setup, forget_data, prepare
+from fedsim.strategies.flower import resumable, unwrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -178,7 +179,9 @@ def _go(
     from rich.console import Console
 
     silence_flower()
+    console = console or Console(stderr=True, quiet=quiet)
     writer.record_engine(setup.plan())
+    _warn_of_lost_state(setup, writer, console)
     evaluate = setup.scenario.evaluate
     evaluator = Evaluator(
         setup.model,
@@ -194,7 +197,7 @@ def _go(
         with Progress(
             setup.scenario.rounds,
             label,
-            console=console or Console(stderr=True, quiet=quiet),
+            console=console,
             run=number,
             runs=count,
             start=loaded[0] if loaded else 0,
@@ -224,3 +227,17 @@ def _go(
         grid.close()
         torch.set_num_threads(threads)
     return store.open(writer.id)
+
+
+def _warn_of_lost_state(setup: Setup, writer: RunWriter, console: Console) -> None:
+    """Says of a strategy that nobody knows how to save that its run cannot be resumed."""
+    unknown = [type(s).__name__ for s in unwrapped(setup.strategy) if not resumable(s)]
+    if unknown:
+        writer.event("not_resumable", strategies=unknown)
+        console.print(
+            f"fedsim: this run cannot be resumed: strategy {', '.join(unknown)} has no state_dict()"
+            " and load_state_dict()",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -29,7 +29,7 @@ from fedsim.random import integer
 from fedsim.scenario import Scenario
 from fedsim.scenario.components import Imported
 from fedsim.server.evaluation import metric_names
-from fedsim.server.loop import LoopConfig, Stopping
+from fedsim.server.state import LoopConfig, Stopping
 from fedsim.strategies.base import Strategy
 from fedsim.strategies.flower import DEFAULT_CLIENT, build_flower, flower_params, objections
 
@@ -335,19 +335,17 @@ def _cpus() -> int:
 
 
 def _device(asked: Literal["auto", "cpu", "cuda", "mps"], dtype: str) -> str:
-    mps = torch.backends.mps.is_available() and dtype != "float64"  # Apple's GPUs have none
-    available = {"cuda": torch.cuda.is_available(), "mps": mps}
+    if asked == "mps" and dtype == "float64":
+        what = "Apple's GPUs compute in float32, and engine.dtype is float64"
+        hint = "Take engine.device: cpu, or engine.dtype: float32"
+        raise ScenarioError([Problem("engine.device", what, asked, hint=hint)])
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available() and dtype != "float64",
+    }
     if asked == "auto":
         return next((name for name, there in available.items() if there), "cpu")
     if asked != "cpu" and not available[asked]:
-        raise ScenarioError(
-            [
-                Problem(
-                    "engine.device",
-                    f"is not available on this machine for engine.dtype: {dtype}",
-                    asked,
-                    hint="Try auto",
-                )
-            ]
-        )
+        what, hint = "torch finds no such device on this machine", "Take auto or cpu"
+        raise ScenarioError([Problem("engine.device", what, asked, hint=hint)])
     return asked

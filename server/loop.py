@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -20,10 +18,13 @@ from torch import Tensor
 
 from fedsim.errors import RunFailed
 from fedsim.grids.nodes import partition_of
-from fedsim.messages import Arrays, Broadcast, Reduction, Replies, stack, to_record, to_tensors
+from fedsim.messages import Arrays, Broadcast, Reduction, stack, to_record, to_tensors
 from fedsim.random import seeded_globals
 from fedsim.server.check import Checked, check_replies, check_stack, finite
 from fedsim.server.evaluation import Evaluator
+from fedsim.server.recorder import Recorder
+from fedsim.server.state import LoopConfig, LoopState, Metrics, Totals
+from fedsim.server.traffic import bytes_received, bytes_sent, gradients_of
 from fedsim.strategies.base import Exchange, ReplySchema, Strategy
 from fedsim.strategies.flower import (
     exchanges_of,
@@ -31,89 +32,6 @@ from fedsim.strategies.flower import (
     strategy_state,
     weight_key,
 )
-
-Metrics = dict[str, float]
-
-
-class Recorder(Protocol):
-    """Where the loop writes; fedsim.runs.RunWriter is one."""
-
-    def log_metrics(self, round: int, split: str, metrics: Mapping[str, float]) -> None: ...
-    def log_client_metrics(
-        self,
-        round: int,
-        split: str,
-        partitions: Sequence[int],
-        metrics: Mapping[str, Sequence[float]],
-    ) -> None: ...
-    def event(self, kind: str, round: int | None = None, **fields: object) -> None: ...
-    def end_round(self, round: int) -> None: ...
-    def save_draw(self, round: int, draw: Mapping[str, Tensor]) -> None: ...
-    def save_checkpoint(
-        self, round: int, tensors: Mapping[str, Tensor], state: object, keep: int = 2
-    ) -> None: ...
-
-
-class StatefulGrid(Protocol):
-    """A Grid whose clients keep state that a checkpoint must hold."""
-
-    def state_dict(self) -> tuple[Arrays, dict[str, Any]]: ...
-    def load_state_dict(self, tensors: Mapping[str, Tensor], plain: dict[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Stopping:
-    """Ends the run when split/name has not improved by min_delta for `patience` evaluations."""
-
-    split: str
-    name: str
-    mode: Literal["min", "max"]
-    patience: int
-    min_delta: float
-    restore_best: bool
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """What the loop needs of a scenario."""
-
-    rounds: int
-    seed: int
-    server_every: int = 1
-    clients_every: int = 0
-    on_bad_reply: Literal["drop", "fail"] = "drop"
-    quorum: float = 0.5
-    stopping: Stopping | None = None
-    checkpoint_rounds: int = 10
-    checkpoint_seconds: float | None = None
-    keep: int = 2
-    save_draws: bool = True
-
-
-@dataclass
-class Totals:
-    """What has been spent so far; gradients are per-example gradients of one chain."""
-
-    bytes_up: float = 0.0
-    bytes_down: float = 0.0
-    gradients: float = 0.0
-    seconds: float = 0.0
-    dropped: float = 0.0
-    draws: float = 0.0
-
-
-@dataclass
-class LoopState:
-    """Everything that changes from round to round, beside the strategy, grid and evaluator."""
-
-    arrays: Arrays
-    round: int = 0
-    totals: Totals = field(default_factory=Totals)
-    best: float | None = None
-    best_round: int = 0
-    waited: int = 0
-    best_arrays: Arrays | None = None
-    stopped: bool = False
 
 
 class RoundLoop:
@@ -214,10 +132,11 @@ class RoundLoop:
             )
         replies = self.grid.send_and_receive(messages)
         asked = _nodes(messages)
-        self._count_traffic(messages, replies, len(asked))
+        self.state.totals.bytes_down += bytes_sent(messages)
+        self.state.totals.bytes_up += bytes_received(replies)
         checked = check_replies(replies, asked, schema, record)
         self._report_failures(server_round, exchange.message_type, checked, len(asked))
-        gradients = _gradients(checked.replies)
+        gradients = gradients_of(checked.replies)
         with self._seeded(self.config.seed, "aggregate", server_round, index):
             new, metrics = exchange.aggregate(server_round, checked.replies)
         self.state.totals.gradients += gradients
@@ -285,7 +204,8 @@ class RoundLoop:
             return {}
         replies = self.grid.send_and_receive(messages)
         asked = _nodes(messages)
-        self._count_traffic(messages, replies, len(asked))
+        self.state.totals.bytes_down += bytes_sent(messages)
+        self.state.totals.bytes_up += bytes_received(replies)
         key = weight_key(self.strategy)
         checked = check_replies(replies, asked, ReplySchema({}, frozenset({key}), key), record)
         self._report_failures(server_round, "evaluate", checked, len(asked))
@@ -333,24 +253,6 @@ class RoundLoop:
     def _log(self, server_round: int, split: str, metrics: Metrics) -> Metrics:
         self.recorder.log_metrics(server_round, split, metrics)
         return {f"{split}/{name}": value for name, value in metrics.items()}
-
-    def _count_traffic(
-        self, messages: Sequence[Message], replies: Iterable[Message], asked: int
-    ) -> None:
-        totals = self.state.totals
-        if isinstance(messages, Broadcast):
-            totals.bytes_down += record_bytes(messages.content.array_records.values()) * asked
-        else:
-            for message in messages:
-                totals.bytes_down += record_bytes(message.content.array_records.values())
-        if isinstance(replies, Replies):
-            totals.bytes_up += replies.bytes_up + sum(
-                t.numel() * t.element_size() for r in replies.arrays.values() for t in r.values()
-            )
-        else:
-            for message in replies:
-                if message.has_content():
-                    totals.bytes_up += record_bytes(message.content.array_records.values())
 
     # Checkpoints
 
@@ -407,16 +309,6 @@ class RoundLoop:
         return f" (last good checkpoint: round {self._saved_round})"
 
 
-def record_bytes(records: Iterable[ArrayRecord]) -> int:
-    """Returns the bytes of the arrays' numbers, without any serialisation's overhead."""
-    total = 0
-    for record in records:
-        for array in record.values():
-            item = torch.empty((), dtype=getattr(torch, array.dtype, torch.float32)).element_size()
-            total += item * int(torch.Size(array.shape).numel())
-    return total
-
-
 def _like(new: Arrays, old: Arrays, server_round: int) -> Arrays:
     """Returns the new parameters in the old ones' dtypes: Flower's FedAdam returns float64.
 
@@ -428,19 +320,6 @@ def _like(new: Arrays, old: Arrays, server_round: int) -> Arrays:
         if not bool(finite(tensor[None])[0]):
             raise RunFailed(f"round {server_round}: the aggregate of {name!r} has NaN or Inf")
     return {name: new[name].to(tensor.device, tensor.dtype) for name, tensor in old.items()}
-
-
-def _gradients(replies: Sequence[Message]) -> float:
-    """Returns the sum of the metric "gradients", 0 where it is not reported."""
-    if isinstance(replies, Replies):
-        return float(replies.metrics["gradients"].sum()) if "gradients" in replies.metrics else 0.0
-    found = [
-        record["gradients"]
-        for message in replies
-        for record in message.content.metric_records.values()
-        if "gradients" in record
-    ]
-    return float(sum(value for value in found if isinstance(value, (int, float))))
 
 
 def _nodes(messages: Sequence[Message]) -> list[int]:

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,10 @@ def _component(project: Project, kind: str, wanted: type, problems: list[Problem
         found: Any = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         hint = ""
-        if isinstance(error, ModuleNotFoundError):
+        if isinstance(error, ImportError) and "flwr." in str(error):
+            hint = f"The app is for another Flower than {version('flwr')}, which is installed"
+        elif isinstance(error, ModuleNotFoundError):
             hint = f"Install what the app needs (pip install -e {project.folder})"
-        elif isinstance(error, ImportError) and "flwr" in str(error):
-            hint = "It may be written for another Flower: fedsim runs apps of flwr 1.41 and 1.42"
         where = where_of(error, project.folder)
         wrong(f"cannot be imported: {type(error).__name__}: {error}{where}", hint)
         return None

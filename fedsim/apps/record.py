@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from fedsim.grids.nodes import partition_of
 from fedsim.runs import RunWriter
 from fedsim.runs.progress import Progress
-from fedsim.server.loop import record_bytes
+from fedsim.server.traffic import record_bytes
 
 MAX_LIST = 32
 """Longest list in a MetricRecord that is recorded, as name.0, name.1, …"""

@@ -152,12 +152,11 @@ def _go(
         logging.getLogger(LOGGER).error("the ServerApp failed", exc_info=True)
         place = where_of(error, project.folder)
         words = f"{type(error).__name__}: {error}".splitlines()[0]
-        reason = f"the ServerApp failed: {words}{place}; {LOG} has the traceback"
+        reason = f"the ServerApp failed: {words}{place}"
         raise _failed(reason, recorder, writer) from error
     recorder.close()
     if recorder.totals.messages and recorder.totals.dropped == recorder.totals.messages:
-        reason = f"every message was answered by an error; the first: {recorder.first_failure}"
-        raise _failed(f"{reason}; {LOG} has the traceback", recorder, writer)
+        raise _failed("no node has answered a message", recorder, writer)
     _save_arrays(recorder, writer)
     totals = vars(recorder.totals)
     writer.finish("finished", {"totals": totals, "loop_seconds": time.monotonic() - started})
@@ -167,7 +166,13 @@ def _failed(reason: str, recorder: Recorder, writer: RunWriter) -> AppFailed:
     """Returns the error, after what the run has come to is logged."""
     with suppress(RunFailed):  # on a full disk; the first error is the one to show
         recorder.close()
-    return AppFailed(reason, writer.path)
+    totals = recorder.totals
+    if totals.dropped:
+        reason += (
+            f"; {totals.dropped:.0f} of {totals.messages:.0f} messages were answered by an error,"
+            f" the first in {recorder.first_failure}"
+        )
+    return AppFailed(f"{reason}; {LOG} has the traceback", writer.path)
 
 
 def _save_arrays(recorder: Recorder, writer: RunWriter) -> None:

@@ -11,9 +11,10 @@ import sys
 
 def main() -> None:
     """Runs the command line of this process and ends with its exit status."""
-    from fedsim.cli.guard import execute
+    from fedsim.cli.guard import execute, open_streams
     from fedsim.cli.interrupt import Interrupts
 
+    open_streams()
     with Interrupts() as interrupts:
         status = execute(sys.argv[1:], interrupts)
     sys.exit(status)

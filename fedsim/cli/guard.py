@@ -18,6 +18,19 @@ if TYPE_CHECKING:
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as from a program that the signal ends
 
 
+def open_streams() -> None:
+    """Opens the standard streams that the caller closed (`fedsim list >&-`) on nothing.
+
+    Otherwise Python has no sys.stdout, and the next file to be opened gets its number.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
 def execute(arguments: Sequence[str], interrupts: Interrupts | None = None) -> int:
     """Runs the command line and returns its exit status; says on standard error what went wrong.
 

@@ -28,10 +28,14 @@ class EngineParams(Params):
     chunk: int | None = Field(
         default=None,
         ge=1,
-        description="Clients in one mapped call; empty: decided from the shapes.",
+        description="Clients in one mapped call; empty: decided from the shapes. Another value adds "
+        "in another order, so that the last bits of results change.",
     )
     threads: int | None = Field(
-        default=None, ge=1, le=4096, description="CPU threads; empty: decided from the machine."
+        default=None,
+        ge=1,
+        le=4096,
+        description="CPU threads; empty: decided from the machine. Results do not depend on it.",
     )
     dtype: Literal["float32", "float64"] = Field(
         default="float32", description="Floating-point type of parameters and features."
@@ -42,7 +46,7 @@ class EngineParams(Params):
     )
     trace: bool = Field(
         default=True,
-        description="Trace and simplify the mapped step (faster); false runs it eagerly.",
+        description="Trace and simplify a client's step (faster); false runs it eagerly.",
     )
     state_budget_mb: int = Field(
         default=1024,
@@ -61,7 +65,8 @@ class EvaluateParams(Params):
     clients_every: int = Field(
         default=0,
         ge=0,
-        description="Rounds between evaluations on the clients' held-out rows; 0: never.",
+        description="Rounds between evaluations on the clients' held-out rows, or on the rows they "
+        "train on where none are held out; 0: never.",
     )
     batch_size: int = Field(default=1024, ge=1, description="Examples in one forward pass.")
     splits: Splits = Field(

@@ -33,7 +33,8 @@ from fedsim import _flower
 from fedsim.grids.inline import InlineGrid
 from fedsim.grids.nodes import node_of, partition_of
 from fedsim.messages import to_tensors
-from fedsim.server.loop import LoopConfig, RoundLoop
+from fedsim.server.loop import RoundLoop
+from fedsim.server.state import LoopConfig
 from fedsim.strategies import fedavg as ours
 from tests.engines.toys import (
     CLASSES,

@@ -19,7 +19,8 @@ from fedsim.errors import UserError
 from fedsim.grids.inline import InlineGrid
 from fedsim.messages import Arrays, Broadcast, Replies
 from fedsim.models import FunctionalModel
-from fedsim.server.loop import LoopConfig, LoopState, RoundLoop
+from fedsim.server.loop import RoundLoop
+from fedsim.server.state import LoopConfig, LoopState
 from fedsim.strategies.base import Strategy
 from fedsim.strategies.flower import (
     build_flower,

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import torch
+from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
 from fedsim.data import DataInfo
+
+
+class Forgetful(FedAvg):
+    """A user's strategy of which nobody knows what it remembers."""
+
+
+class Remembering(FedAvg):
+    """A user's strategy that can be saved."""
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns what it remembers."""
+        return {"calls": 3}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Has nothing to do."""
 
 
 class Clock(nn.Module):

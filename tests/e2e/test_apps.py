@@ -429,7 +429,8 @@ def test_a_run_in_which_no_node_ever_answers_fails(fedsim: Command, tmp_path: Pa
     done = fedsim("run", "--app", "mute", "--no-report")
     assert done.status == 1
     first = "round 1, query: client 0 (node 2): ZeroDivisionError: division by zero"
-    assert f"every message was answered by an error; the first: {first}" in done.err
+    assert "no node has answered a message; 4 of 4 messages were answered by an error" in done.err
+    assert f"the first in {first}; app.log has the traceback" in done.err
     assert RunStore().open("latest").status == "failed"
 
 

@@ -157,6 +157,19 @@ def test_resuming_what_is_finished_is_refused(fedsim: Command) -> None:
     assert "is finished: there is nothing to resume" in result.err
 
 
+def test_a_run_that_cannot_be_resumed_says_so_at_its_start(fedsim: Command) -> None:
+    for name, warned in (("Forgetful", True), ("Remembering", False)):
+        text = SMALL.replace("fedavg", "{name: 'tests.e2e.models_for_tests:%s'}" % name)
+        write(text.replace("rounds: 6", "rounds: 1"))
+        result = fedsim("run", "scenario.yaml", "--no-report")
+        assert result.status == 0, result.err
+        line = f"fedsim: this run cannot be resumed: strategy {name} has no state_dict()"
+        assert (line in result.err) is warned
+        assert not warned or result.err.index(line) < result.err.index("round 1/1")
+        events = [e for e in RunStore().open("latest").events if e["kind"] == "not_resumable"]
+        assert [e["strategies"] for e in events] == ([[name]] if warned else [])
+
+
 def test_bug_is_one_line_and_a_traceback_on_demand(
     fedsim: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

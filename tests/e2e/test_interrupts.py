@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -144,3 +145,16 @@ def test_output_that_nobody_reads_is_no_error(fedsim: Command) -> None:
     os.close(written)
     assert done.returncode == 141
     assert done.stderr == ""
+
+
+def test_closed_output_is_no_error(fedsim: Command) -> None:
+    command = f"{shlex.quote(sys.executable)} -m tests.e2e.command list"
+    for closed in (">&-", ">&- 2>&-", "<&- >&-"):
+        done = subprocess.run(
+            f"{command} {closed}",
+            shell=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), closed

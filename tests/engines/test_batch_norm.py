@@ -16,7 +16,8 @@ from fedsim.data import FederatedData
 from fedsim.grids.execute import at
 from fedsim.messages import Arrays
 from fedsim.server.evaluation import Evaluator
-from fedsim.server.loop import LoopConfig, RoundLoop
+from fedsim.server.loop import RoundLoop
+from fedsim.server.state import LoopConfig
 from fedsim.strategies.fedavg import FedAvg, FedAvgParams
 from fedsim.strategies.flower import build_flower, flower_params
 from tests.engines import by_hand

@@ -22,7 +22,8 @@ from fedsim.grids.shards import Shards
 from fedsim.messages import Arrays
 from fedsim.models import FunctionalModel, Task, build_task
 from fedsim.models.tasks import ClassificationParams
-from fedsim.server.loop import LoopConfig, LoopState, RoundLoop
+from fedsim.server.loop import RoundLoop
+from fedsim.server.state import LoopConfig, LoopState
 from fedsim.strategies.base import Strategy
 from fedsim.strategies.fedavg import FedAvg, FedAvgParams
 

@@ -23,7 +23,8 @@ from fedsim.grids.shards import Shards
 from fedsim.messages import Arrays
 from fedsim.models import TASKS, build_model, build_task
 from fedsim.models.zoo import LinearParams, LocationParams
-from fedsim.server.loop import LoopConfig, RoundLoop
+from fedsim.server.loop import RoundLoop
+from fedsim.server.state import LoopConfig
 from fedsim.strategies.base import Strategy
 from tests.engines.toys import drawn
 from tests.oracles.gaussian import Array, GaussianClients

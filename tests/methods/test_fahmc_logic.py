@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fedsim.errors import RunFailed
-from fedsim.server.loop import LoopConfig, RoundLoop
+from fedsim.server.loop import RoundLoop
+from fedsim.server.state import LoopConfig
 from tests.methods.sampling import (
     SEED,
     Memory,

@@ -20,7 +20,8 @@ from fedsim.grids.inline import InlineGrid
 from fedsim.grids.lanes import SHARED, Stream
 from fedsim.messages import Replies, to_record
 from fedsim.random import generator
-from fedsim.server.loop import LoopConfig, RoundLoop
+from fedsim.server.loop import RoundLoop
+from fedsim.server.state import LoopConfig
 from fedsim.strategies.sghmc import SGHMC, SGHMCParams
 from tests.methods.sampling import (
     BERNOULLI,

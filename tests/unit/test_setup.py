@@ -176,3 +176,25 @@ def test_what_would_fail_or_wait_in_the_first_round_is_refused(
     with pytest.raises(ScenarioError) as caught:
         prepare(Scenario.from_dict(scenario | changes).expand()[0].scenario)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ({"device": "cuda"}, "engine.device: torch finds no such device on this machine"),
+        ({"device": "mps"}, "engine.device: torch finds no such device on this machine"),
+        (
+            {"device": "mps", "dtype": "float64"},
+            "engine.device: Apple's GPUs compute in float32, and engine.dtype is float64 (got 'mps')."
+            " Take engine.device: cpu, or engine.dtype: float32",
+        ),
+    ],
+)
+def test_a_device_that_is_not_there_or_cannot_is_refused(
+    engine: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ScenarioError) as caught:
+        prepared(engine=engine)
+    assert said in str(caught.value)

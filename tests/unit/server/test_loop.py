@@ -15,7 +15,8 @@ from fedsim.errors import RunFailed
 from fedsim.grids.inline import InlineGrid
 from fedsim.messages import Arrays, Broadcast, Replies, make_content, stack, to_record
 from fedsim.server.evaluation import Evaluator
-from fedsim.server.loop import LoopConfig, RoundLoop, Stopping
+from fedsim.server.loop import RoundLoop
+from fedsim.server.state import LoopConfig, Stopping
 from fedsim.strategies.base import Exchange, ReplySchema
 from fedsim.strategies.fedavg import FedAvg, FedAvgParams
 from tests.engines.toys import (
