@@ -28,8 +28,8 @@ class EngineParams(Params):
     chunk: int | None = Field(
         default=None,
         ge=1,
-        description="Clients in one mapped call; empty: decided from the shapes. Another value adds "
-        "in another order, so that the last bits of results change.",
+        description="Clients in one mapped call; empty: decided from the shapes. Another value "
+        "adds in another order, so that the last bits of results change.",
     )
     threads: int | None = Field(
         default=None,

@@ -159,15 +159,15 @@ def test_resuming_what_is_finished_is_refused(fedsim: Command) -> None:
 
 def test_a_run_that_cannot_be_resumed_says_so_at_its_start(fedsim: Command) -> None:
     for name, warned in (("Forgetful", True), ("Remembering", False)):
-        text = SMALL.replace("fedavg", "{name: 'tests.e2e.models_for_tests:%s'}" % name)
+        text = SMALL.replace("fedavg", f"{{name: 'tests.e2e.models_for_tests:{name}'}}")
         write(text.replace("rounds: 6", "rounds: 1"))
         result = fedsim("run", "scenario.yaml", "--no-report")
         assert result.status == 0, result.err
         line = f"fedsim: this run cannot be resumed: strategy {name} has no state_dict()"
         assert (line in result.err) is warned
         assert not warned or result.err.index(line) < result.err.index("round 1/1")
-        events = [e for e in RunStore().open("latest").events if e["kind"] == "not_resumable"]
-        assert [e["strategies"] for e in events] == ([[name]] if warned else [])
+        events = RunStore().open("latest").events
+        assert ("not_resumable" in set(events["kind"])) is warned
 
 
 def test_bug_is_one_line_and_a_traceback_on_demand(

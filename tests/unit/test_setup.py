@@ -185,8 +185,8 @@ def test_what_would_fail_or_wait_in_the_first_round_is_refused(
         ({"device": "mps"}, "engine.device: torch finds no such device on this machine"),
         (
             {"device": "mps", "dtype": "float64"},
-            "engine.device: Apple's GPUs compute in float32, and engine.dtype is float64 (got 'mps')."
-            " Take engine.device: cpu, or engine.dtype: float32",
+            "engine.device: Apple's GPUs compute in float32, and engine.dtype is float64"
+            " (got 'mps'). Take engine.device: cpu, or engine.dtype: float32",
         ),
     ],
 )
