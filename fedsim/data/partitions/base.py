@@ -12,6 +12,9 @@ from fedsim.data.partition import Partition, Rows, offsets_of
 from fedsim.errors import Params, UserError
 from fedsim.random import generator
 
+HOPELESS = 1000
+"""Clients too small in one draw, from which on no other draw is tried: it would have as many."""
+
 
 class PartitionParams(Params):
     """Base of every partition's parameters."""
@@ -111,17 +114,20 @@ def redraw_until_large_enough(
     """Returns the first drawn (n,) owners that give every client `min_size` rows.
 
     Try t draws from its own stream, so the result does not depend on what was drawn before.
-    Raises UserError after `max_tries`, saying how far the best draw came and what would help.
+    Raises UserError after `max_tries`, or after a draw that is HOPELESS, saying how far the best
+    draw came and what would help.
     """
-    best = -1
+    best, tries = -1, 0
     for attempt in range(max_tries):
         owner = draw(generator(seed, f"data.partition.{params.name}", attempt))
-        smallest = int(np.bincount(owner, minlength=params.clients).min())
-        if smallest >= params.min_size:
+        sizes = np.bincount(owner, minlength=params.clients)
+        if sizes.min() >= params.min_size:
             return owner
-        best = max(best, smallest)
+        best, tries = max(best, int(sizes.min())), attempt + 1
+        if np.count_nonzero(sizes < params.min_size) >= HOPELESS:
+            break
     raise UserError(
-        f"partition.min_size: none of {max_tries} draws of {params.name!r} gave each of "
+        f"partition.min_size: none of {tries} draws of {params.name!r} gave each of "
         f"{params.clients} clients at least {params.min_size} rows; in the best one the smallest "
         f"client has {best}. {help_with}, use fewer clients, a smaller min_size or more max_tries"
     )
