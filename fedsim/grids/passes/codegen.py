@@ -74,13 +74,22 @@ def quickest(node: fx.Node) -> Callable[..., Any]:
     wanted = _dispatched(target, args, kwargs)
     for home in (torch._C._TensorBase, torch._C._VariableFunctions, torch._C._nn):
         candidate = getattr(home, name, None)
-        if candidate is not None and _dispatched(candidate, args, kwargs) == wanted != []:
+        if candidate is not None and _dispatched(candidate, args, kwargs, wanted) == wanted != []:
             return candidate  # type: ignore[no-any-return]
     return target
 
 
-def _dispatched(function: Callable[..., Any], args: Any, kwargs: Any) -> list[tuple[Any, ...]]:
-    """Returns the operators and arguments that a call sends to the dispatcher; [] if it fails."""
+def _dispatched(
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    wanted: list[tuple[Any, ...]] | None = None,
+) -> list[tuple[Any, ...]]:
+    """Returns the operators and arguments that a call sends to the dispatcher.
+
+    [] if it fails, or sends another than the wanted ones, which is not computed then: torch logs
+    what fails.
+    """
     seen: list[tuple[Any, ...]] = []
 
     class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -89,6 +98,8 @@ def _dispatched(function: Callable[..., Any], args: Any, kwargs: Any) -> list[tu
         ) -> Any:
             leaves = [id(x) if isinstance(x, Tensor) else x for x in tree_leaves((args, kwargs))]
             seen.append((func, len(args), tuple(kwargs or ()), *leaves))
+            if wanted is not None and seen != wanted[: len(seen)]:
+                raise TypeError("not the operator that is wanted")
             return func(*args, **(kwargs or {}))
 
     try:
