@@ -155,10 +155,15 @@ def dangers(source: str) -> list[str]:
     return found
 
 
+# A traced graph becomes a Python function, as torch.fx does it. Its text is made of positions and
+# integers; everything else is bound by reference.
+GENERATES_CODE = {"fedsim/grids/passes/codegen.py": ["exec"]}
+
+
 def test_sources_cannot_execute_data() -> None:
-    found = {path: dangers(path.read_text()) for path in shipped()}
+    found = {path.relative_to(ROOT).as_posix(): dangers(path.read_text()) for path in shipped()}
     assert len(found) > 10
-    assert {path: names for path, names in found.items() if names} == {}
+    assert {path: names for path, names in found.items() if names} == GENERATES_CODE
 
 
 @pytest.mark.parametrize(
