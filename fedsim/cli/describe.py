@@ -58,12 +58,14 @@ def check(
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    columns = ("label", "rounds", "clients", "parameters", "chains", "path", "dtype", "device")
+    columns = ("label", "rounds", "clients", "parameters", "chains", "path", "chunk", "threads",
+               "dtype", "device")  # fmt: skip
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     for name in columns:
         table.add_column(name, justify="left" if name in ("label", "path") else "right")
     for plan in plans[:MAX_SHOWN]:
-        table.add_row(*(str(plan[name]) for name in columns))
+        shown = plan | {"chunk": _chunk(plan)}
+        table.add_row(*(str(shown[name]) for name in columns))
     to = console()
     to.print(table)
     if len(plans) > MAX_SHOWN:
@@ -80,6 +82,12 @@ def _plan(spec: RunSpec) -> dict[str, object]:
     from fedsim.setup import prepare
 
     return {"rounds": spec.scenario.rounds, **prepare(spec.scenario).plan()}
+
+
+def _chunk(plan: dict[str, object]) -> str:
+    if plan["path"] == "one_by_one":
+        return "–"
+    return str(plan["chunk"] or "auto")
 
 
 def list_components(

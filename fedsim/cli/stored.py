@@ -80,6 +80,7 @@ def show(run_id: options.RunId, out: options.Out = None, as_json: options.Json =
         "error": str(document["error"] or ""),
         "rounds": f"{_last_round(run, document['round'])} of {document['rounds']}",
         "time": "" if document["seconds"] is None else sense.duration(document["seconds"]),
+        "engine": engine_words(run.engine),
         "folder": str(run.path),
         "artifacts": ", ".join(document["artifacts"]),
     }
@@ -92,6 +93,18 @@ def show(run_id: options.RunId, out: options.Out = None, as_json: options.Json =
     for name, value in _flags(document["posterior"] or {}):
         table.add_row(f"[bold]{name}[/]", _text(value))
     console().print(table)
+
+
+def engine_words(plan: Mapping[str, Any]) -> str:
+    """Returns how a run was computed, from its recorded plan; "" if it says nothing."""
+    if "path" not in plan:
+        return ""
+    blocks = "; ".join(
+        f"{message} in blocks of {', '.join(map(str, sorted(set(sizes), reverse=True)))} clients"
+        for message, sizes in plan.get("blocks", {}).items()
+    )
+    facts = [f"{plan['path']} ({plan['why']})", f"{plan['threads']} threads", blocks]
+    return ", ".join([*filter(None, facts), str(plan["device"]), str(plan["dtype"])])
 
 
 def report(

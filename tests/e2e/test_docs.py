@@ -31,6 +31,7 @@ WALKTHROUGHS = (
     "bring-your-own-model.md",
     "flower.md",
     "adding-a-method.md",
+    "speed.md",
     "large-populations.md",
 )
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -177,6 +178,13 @@ def test_flower(follow: Follow) -> None:
     runs = RunStore().list()
     assert list(runs["status"]) == ["finished"] * 6
     assert final("app")["test.accuracy"] > 0.8
+
+
+def test_speed(follow: Follow) -> None:
+    page = follow(DOCS / "speed.md")
+    assert "mapped" in page.results["fedsim check quick.yaml"].out
+    assert "× automatic" in page.results["fedsim tune quick.yaml --seconds 5 --dry-run"].out
+    assert RunStore().open("latest").engine["path"] == "one_by_one"
 
 
 def test_adding_a_method(follow: Follow) -> None:

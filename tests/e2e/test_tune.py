@@ -74,6 +74,20 @@ def test_the_winner_is_written_and_runs(fedsim: Command, faster: Candidate) -> N
     assert path.read_text().count("chosen by") == 1
 
 
+def test_how_a_run_is_computed_can_be_seen_before_and_after(fedsim: Command) -> None:
+    path = write(SMALL.replace("rounds: 6", "rounds: 1") + "engine: {chunk: 3, trace: false}\n")
+    lines = [line.split() for line in fedsim("check", path).out.splitlines()]
+    (header,) = (words for words in lines if "chunk" in words)
+    (row,) = (words for words in lines if words[:1] == ["small"])
+    assert row[header.index("chunk")] == "3"
+    assert fedsim("run", path, "--no-report", "-q").status == 0
+    shown = fedsim("show", "latest").out
+    assert "mapped (a small model without convolutions)" in shown
+    assert "train in blocks of 2 clients" in shown
+    alone = fedsim("check", path, "--set", "engine.path=one_by_one").out
+    assert "path: asked for by the scenario" in alone
+
+
 def test_what_was_written_before_is_replaced_and_named(fedsim: Command, faster: Candidate) -> None:
     path = write(SMALL + "engine:\n  chunk: 2\n  threads: 4\n")
     result = fedsim("tune", path)
