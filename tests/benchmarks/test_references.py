@@ -51,6 +51,16 @@ def test_training_lowers_the_loss(name: str) -> None:
     assert workload.result(loop.parameters()) < 0.9 * before
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["W1", "W2"])
+def test_a_side_that_has_not_trained_is_outside_the_tolerance(name: str) -> None:
+    workload = WORKLOADS[name]
+    loop = SequentialLoop(workload)
+    before = loop.result()
+    loop.advance(workload.warm_up)
+    assert workload.disagreement(before, loop.result()) > 2 * workload.tolerance
+
+
 def test_echo_adds_the_mean_client_id_every_round() -> None:
     workload = replace(WORKLOADS["W3-1k"], cohort=4)
     loop = EchoLoop(workload)
