@@ -78,11 +78,14 @@ class MeanTree:
         share = weights / total
         self.like(records)
         means = {r: {k: leaf_mean(x, share) for k, x in a.items()} for r, a in records.items()}
-        self.add(leaf, means, total)
+        self.add(leaf, means, total, owned=len(weights) > 1)
 
-    def add(self, leaf: int, means: Records, weight: float) -> None:
-        """Adds a leaf's means, which are not written into; weight 0 stands for no reply."""
-        level, node = 0, _Node(means, weight) if weight > 0 else None
+    def add(self, leaf: int, means: Records, weight: float, owned: bool = False) -> None:
+        """Adds a leaf's means; weight 0 stands for no reply.
+
+        owned: their memory is the tree's from now on, which writes into it.
+        """
+        level, node = 0, _Node(means, weight, owned) if weight > 0 else None
         while True:
             width = -(-self._leaves // 2**level)
             other = leaf ^ 1

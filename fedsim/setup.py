@@ -22,6 +22,7 @@ from fedsim.errors import Params, Problem, ScenarioError, UserError
 from fedsim.grids.cohort import Cohorts
 from fedsim.grids.execution import Execution, choose_path
 from fedsim.grids.inline import InlineGrid
+from fedsim.grids.memory import keep_freed_memory
 from fedsim.grids.shards import Shards, Table
 from fedsim.messages import Arrays
 from fedsim.models import FunctionalModel, Task, build_model, build_task
@@ -59,6 +60,7 @@ class Setup:
     def grid(self) -> InlineGrid:
         """Returns the engine over this run's clients."""
         torch.set_num_threads(1)  # of each operation; parallelism is over clients
+        keep_freed_memory()
         if isinstance(self.client, ClientApp):
             return InlineGrid(self.client, len(self.data.shards), seed=self.seed)
         shards = Shards(

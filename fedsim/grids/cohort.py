@@ -333,7 +333,8 @@ class _Collector:
             self._errors[position] = problem
         last = position + 1 == len(self._partitions)
         if self._reduction is not None and (last or (position + 1) % self._size == 0):
-            self._tree.add(position // self._size, self._leaf.means, self._leaf.weight)
+            leaf = self._leaf
+            self._tree.add(position // self._size, leaf.means, leaf.weight, owned=True)
             self._leaf = Leaf()
         return problem is None
 
