@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
@@ -165,7 +166,11 @@ class Cohorts:
             return done, kept
 
         try:
-            outs = list(self._pool.map(work, enumerate(blocks)))
+            if len(blocks) == 1:
+                with intra_op_threads(self.execution.threads):
+                    outs = [work((0, blocks[0]))]
+            else:
+                outs = list(self._pool.map(work, enumerate(blocks)))
         except Exception as error:
             hint = "\n(engine.path: one_by_one tells which client)"
             raise RunFailed(_blame(client, "train", stream, error) + hint) from error
@@ -370,6 +375,17 @@ class _Collector:
         elif self._arrays:
             done.records = tree_map(lambda *t: torch.stack(t), *self._arrays)
         return done
+
+
+@contextmanager
+def intra_op_threads(count: int) -> Iterator[None]:
+    """Lets the operations inside use `count` threads each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def whole(held: Held) -> Batch:

@@ -94,19 +94,9 @@ def run_mapped(
     """
     form = (client, Axes.of(block), tuple(sorted(block.plan.static.items())))
     mapped = cache.once(form, lambda: Mapped.of(*form))
-    count, total = len(block.plans), int(block.steps.max())
-    state = cache.call(
-        (mapped, "init"),
-        mapped.init,
-        records,
-        states,
-        block.init_batches(),
-        block.scalars(0, count),
-    )
-    if total:
-        # what init hands through is one tensor for all clients; steps make it one each, and a graph
-        # is kept for each layout
-        state = tree_map(torch.Tensor.contiguous, state)
+    batches, scalars = block.init_batches(), block.scalars(0, len(block.plans))
+    state = cache.call((mapped, "init"), mapped.init, records, states, batches, scalars)
+    if block.steps.any():
         state = _advanced(mapped, block, state, cache)
     reply, client_states = cache.call((mapped, "finish"), mapped.finish, state)
     return reply, client_states

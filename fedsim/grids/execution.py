@@ -17,11 +17,15 @@ LANES = 64
 BLOCK_FLOATS = 2**22
 """Floats of state and data that one mapped block may hold."""
 
+SMALL_LANE = 2**16
+"""Floats of a client and chain up to which a cohort of BLOCK_FLOATS in all is one block.
+
+Python's threads would spend more on taking turns than such operations last; the threads of each
+operation share its clients out instead. They divide no client's sums, so the bits stay the same.
+"""
+
 ONE_BY_ONE_PARAMETERS = 1_000_000
 """Models above this many parameters gain nothing from mapping."""
-
-PARALLEL_FLOATS = 2**20
-"""Floats of a cohort from which it is divided although it would fit into one block."""
 
 LEAVES = 64
 """Parts of a cohort, at most, that clients computed one by one are averaged in."""
@@ -55,11 +59,14 @@ def choose_path(
     return "mapped", "a small model without convolutions"
 
 
-def chunk_clients(lanes: int, n: int, chains: int, floats_per_lane: int) -> int:
+def chunk_clients(n: int, chains: int, floats_per_lane: int) -> int:
     """Returns how many of n clients go into one mapped block, in blocks of equal size."""
-    fit = max(1, min(lanes, BLOCK_FLOATS // max(floats_per_lane, 1)) // max(chains, 1))
+    chains = max(chains, 1)
+    if floats_per_lane <= SMALL_LANE and n * chains * floats_per_lane <= BLOCK_FLOATS:
+        return n
+    fit = max(1, min(LANES, BLOCK_FLOATS // max(floats_per_lane, 1)) // chains)
     blocks = -(-n // fit)
-    if n > 1 and n * floats_per_lane >= PARALLEL_FLOATS:
+    if n > 1:
         blocks = max(blocks, 2)  # so that two threads have work
     return -(-n // blocks)
 
@@ -102,7 +109,7 @@ def divide(
         plan = plans[members[0]]
         if len(by_plan) > 1:
             members.sort(key=lambda i: (-plans[i].steps, -sizes[i], i))
-        size = chunk or chunk_clients(LANES, len(members), plan.chains, floats_per_lane)
+        size = chunk or chunk_clients(len(members), plan.chains, floats_per_lane)
         if plan.batching.kind == "full":  # neighbours in size are padded least
             blocks += [members[i : i + size] for i in range(0, len(members), size)]
         else:  # each thread gets long and short clients
