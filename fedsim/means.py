@@ -6,7 +6,9 @@ clients and the division into leaves alone: not on threads, workers, or who was 
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,11 @@ Records = dict[str, dict[str, Tensor]]
 
 SUM_CHUNK = 32
 """Clients of a leaf where the whole stack is at hand."""
+
+
+def surely_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Says that no number is NaN or Inf, by one sum over all: False may be an overflow."""
+    return math.isfinite(sum(float(t.sum()) for t in tensors.values() if t.is_floating_point()))
 
 
 def mean_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -35,6 +42,18 @@ def leaf_mean(x: Tensor, share: Tensor) -> Tensor:
         return x[0].to(mean_dtype(x.dtype))
     flat = x.reshape(len(x), x[0].numel()).to(mean_dtype(x.dtype))
     return (share.to(flat.device, flat.dtype) @ flat).reshape(x.shape[1:])
+
+
+def stack_means(records: Records, weights: Tensor) -> tuple[Records, float]:
+    """Returns the weighted means of stacked replies (clients, *shape) and their summed weight.
+
+    weights (clients,) float64 ≥ 0. Without any weight there are no means.
+    """
+    total = float(weights.sum()) if len(weights) else 0.0
+    if not total > 0:
+        return {}, 0.0
+    share = weights / total
+    return {r: {k: leaf_mean(x, share) for k, x in a.items()} for r, a in records.items()}, total
 
 
 def weighted_mean(stacked: dict[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
@@ -71,13 +90,8 @@ class MeanTree:
 
     def add_stack(self, leaf: int, records: Records, weights: Tensor) -> None:
         """Adds a leaf of stacked replies (clients, *shape) with weights (clients,) float64."""
-        total = float(weights.sum()) if len(weights) else 0.0
-        if not total > 0:
-            self.add(leaf, {}, 0.0)
-            return
-        share = weights / total
+        means, total = stack_means(records, weights)
         self.like(records)
-        means = {r: {k: leaf_mean(x, share) for k, x in a.items()} for r, a in records.items()}
         self.add(leaf, means, total, owned=len(weights) > 1)
 
     def add(self, leaf: int, means: Records, weight: float, owned: bool = False) -> None:

@@ -105,11 +105,12 @@ def to_tensors(record: ArrayRecord) -> Arrays:
 class Reduction:
     """Lets an engine average replies as they come and keep none of them.
 
-    check: returns some replies with the bad ones among the failures.
+    check: returns some replies with the bad ones among the failures; with False it leaves the
+        arrays' numbers unread, which the engine then sees to (their mean shows a NaN or Inf).
     weights: returns their weights, (clients,) float64 ≥ 0, not normalised.
     """
 
-    check: Callable[[Replies], Replies]
+    check: Callable[[Replies, bool], Replies]
     weights: Callable[[Replies], Tensor]
 
 

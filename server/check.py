@@ -10,6 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Message
 from torch import Tensor
 
+from fedsim.means import surely_finite
 from fedsim.messages import Failure, Replies, TensorArray, to_tensor
 from fedsim.strategies.base import ReplySchema, Shapes, shapes_of
 
@@ -70,8 +71,13 @@ def finite(stacked: Tensor) -> Tensor:
     return good.cpu()
 
 
-def check_stack(replies: Replies, schema: ReplySchema, arrays: ArrayRecord) -> Replies:
-    """Returns the replies with those that the schema rejects among the failures."""
+def check_stack(
+    replies: Replies, schema: ReplySchema, arrays: ArrayRecord, numbers: bool = True
+) -> Replies:
+    """Returns the replies with those that the schema rejects among the failures.
+
+    numbers: whether the arrays' numbers are looked at, beside their form and the metrics.
+    """
     if not replies.node_ids:
         return replies
     layout = {
@@ -83,7 +89,9 @@ def check_stack(replies: Replies, schema: ReplySchema, arrays: ArrayRecord) -> R
     if reason:
         return replies.select([], [Failure(n, reason) for n in replies.node_ids])
     reasons: dict[int, str] = {}
-    if not _surely_finite(replies):
+    if not surely_finite(replies.metrics) or (
+        numbers and not all(map(surely_finite, replies.arrays.values()))
+    ):
         for record, tensors in replies.arrays.items():
             for name, tensor in tensors.items():
                 for i in (~finite(tensor)).nonzero().flatten().tolist():
@@ -91,7 +99,7 @@ def check_stack(replies: Replies, schema: ReplySchema, arrays: ArrayRecord) -> R
         for name, values in replies.metrics.items():
             for i in (~finite(values)).nonzero().flatten().tolist():
                 reasons.setdefault(i, f"NaN or Inf in metric {name}")
-    if schema.weight in replies.metrics:
+    if schema.weight in replies.metrics and float(replies.metrics[schema.weight].min()) < 0:
         for i in (replies.metrics[schema.weight] < 0).nonzero().flatten().tolist():
             reasons.setdefault(i, f"metric {schema.weight!r} is negative")
     if not reasons:
@@ -99,16 +107,6 @@ def check_stack(replies: Replies, schema: ReplySchema, arrays: ArrayRecord) -> R
     keep = [i for i in range(len(replies.node_ids)) if i not in reasons]
     rejected = [Failure(replies.node_ids[i], reason) for i, reason in reasons.items()]
     return replies.select(keep, rejected)
-
-
-def _surely_finite(replies: Replies) -> bool:
-    """Says that no number is NaN or Inf, by one sum over all: False may be an overflow."""
-    tensors = [t for arrays in replies.arrays.values() for t in arrays.values()]
-    total = torch.zeros((), dtype=torch.float64)
-    for tensor in (*tensors, *replies.metrics.values()):
-        if tensor.is_floating_point():
-            total += tensor.sum()
-    return bool(total.isfinite())
 
 
 def _why(message: Message, schema: ReplySchema, arrays: ArrayRecord) -> str | None:

@@ -128,7 +128,8 @@ class RoundLoop:
         schema = exchange.schema(record)
         if isinstance(messages, Broadcast) and exchange.weights is not None:
             messages.reduction = Reduction(
-                lambda block: check_stack(block, schema, record), exchange.weights
+                lambda block, numbers: check_stack(block, schema, record, numbers),
+                exchange.weights,
             )
         replies = self.grid.send_and_receive(messages)
         asked = _nodes(messages)

@@ -25,7 +25,7 @@ from fedsim.grids.nodes import node_of
 from fedsim.grids.shards import Held, Shards
 from fedsim.grids.states import BUDGET, ClientStates
 from fedsim.grids.trace import TraceCache
-from fedsim.means import Leaf, MeanTree
+from fedsim.means import Leaf, MeanTree, stack_means, surely_finite
 from fedsim.messages import Arrays, Reduction, Replies
 
 J = TypeVar("J")
@@ -186,7 +186,8 @@ class Cohorts:
         parameters = sum(t.numel() for r in records.values() for t in r.values())
         parameters //= max(plan.chains, 1)
         features = self.shards.sample.x[:1].numel()
-        return 4 * parameters + 2 * (plan.batching.size or rows) * features
+        copies = 4 if plan.steps else 1  # gradients and intermediate values
+        return copies * parameters + 2 * (plan.batching.size or rows) * features
 
     def _stacked_states(self, partitions: Sequence[int], chains: int) -> Arrays:
         """Returns the partitions' states (clients, …), with a chain axis if there are chains."""
@@ -354,7 +355,7 @@ class _Collector:
             self._bytes += _bytes(reply.records)
             node = (node_of(self._partitions[position]),)
             single = Replies(node, tree_map(lambda t: t[None], reply.records), _metrics(metrics))
-            checked = self._reduction.check(single)
+            checked = self._reduction.check(single, True)
             if checked.failures:
                 return checked.failures[0].reason
             self._tree.like(reply.records)
@@ -409,8 +410,15 @@ def _reduced(
 ) -> CohortResult:
     """Averages a block's good replies into a leaf of the tree; returns the rest."""
     nodes = [node_of(partitions[i]) for i in done.good]
-    checked = reduction.check(Replies(tuple(nodes), done.records, done.metrics))
-    tree.add_stack(leaf, checked.arrays, reduction.weights(checked))
+    replies = Replies(tuple(nodes), done.records, done.metrics)
+    # the numbers are read once, by the mean: a NaN or Inf of any client is in it
+    checked = reduction.check(replies, False)
+    means, weight = stack_means(checked.arrays, reduction.weights(checked))
+    if not all(map(surely_finite, means.values())):
+        checked = reduction.check(replies, True)
+        means, weight = stack_means(checked.arrays, reduction.weights(checked))
+    tree.like(done.records)
+    tree.add(leaf, means, weight, owned=len(checked.node_ids) > 1)
     position = dict(zip(nodes, done.good, strict=True))
     good = [position[node] for node in checked.node_ids] if checked.failures else done.good
     errors = {position[failure.node_id]: failure.reason for failure in checked.failures}

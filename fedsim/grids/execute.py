@@ -58,6 +58,8 @@ class Mapped:
     step: Any
     masked: Any
     finish: Any
+    at_once: Any
+    """init and finish, where there are no steps."""
 
     @classmethod
     def of(cls, client: Client, axes: Axes, static: tuple[tuple[str, Hashable], ...]) -> Mapped:
@@ -74,13 +76,18 @@ class Mapped:
             new = client.step(state, Inputs(batches, noise, scalars, fixed))
             return tree_map(lambda a, b: torch.where(active, a, b), new, state)
 
+        def at_once(records: Any, states: Any, batches: Any, scalars: Any) -> Any:
+            return client.finish(init(records, states, batches, scalars))
+
         record_dims = (None, 0 if axes.chains else None)
+        init_dims = (record_dims, (0, 0), axes.batch, (0, None))
         step_dims = ((0, 0), (0, None), axes.batch, axes.noise_dims, (0, None))
         return cls(
-            axes.map(init, record_dims, (0, 0), axes.batch, (0, None)),
+            axes.map(init, *init_dims),
             axes.map(step, *step_dims),
             axes.map(masked, *step_dims),
             axes.map(client.finish, (0, 0)),
+            axes.map(at_once, *init_dims),
         )
 
 
@@ -95,11 +102,12 @@ def run_mapped(
     form = (client, Axes.of(block), tuple(sorted(block.plan.static.items())))
     mapped = cache.once(form, lambda: Mapped.of(*form))
     batches, scalars = block.init_batches(), block.scalars(0, len(block.plans))
-    state = cache.call((mapped, "init"), mapped.init, records, states, batches, scalars)
-    if block.steps.any():
-        state = _advanced(mapped, block, state, cache)
-    reply, client_states = cache.call((mapped, "finish"), mapped.finish, state)
-    return reply, client_states
+    inputs = (records, states, batches, scalars)
+    if not block.steps.any():
+        return cache.call((mapped, "at once"), mapped.at_once, *inputs)  # type: ignore[no-any-return]
+    state = cache.call((mapped, "init"), mapped.init, *inputs)
+    state = _advanced(mapped, block, state, cache)
+    return cache.call((mapped, "finish"), mapped.finish, state)  # type: ignore[no-any-return]
 
 
 def _advanced(mapped: Mapped, block: Block, state: Any, cache: TraceCache) -> Any:

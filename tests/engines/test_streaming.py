@@ -49,7 +49,7 @@ def reduction(arrays: Arrays, strategy: Strategy | None = None) -> Reduction:
     record = to_record(arrays)
     schema = ReplySchema({"arrays": shapes_of(record)})
     weights = (strategy or FedAvg(FedAvgParams())).weights
-    return Reduction(lambda replies: check_stack(replies, schema, record), weights)
+    return Reduction(lambda replies, all_: check_stack(replies, schema, record, all_), weights)
 
 
 @pytest.mark.parametrize("path", ["mapped", "one_by_one"])
