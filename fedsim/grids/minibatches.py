@@ -132,6 +132,7 @@ def _sampled(
                 row[:] = rng.choice(int(sizes[client]), size, replace=False, shuffle=False)
     if middle.any():
         words = _sort_keys(keys[middle], count, sizes[middle])
-        out[middle] = words.argpartition(size, axis=-1)[..., :size]
+        # in which order argpartition puts them depends on the processor and on the padding
+        out[middle] = np.sort(words.argpartition(size, axis=-1)[..., :size], axis=-1)
     out[np.broadcast_to((np.arange(count) >= counts[:, None])[:, None], out.shape[:3])] = -1
     return out

@@ -1,8 +1,8 @@
 """Traces a pure tensor function once per set of shapes and replays the graph.
 
-make_fx records the operations that torch.func's transforms end in, so that a replay costs neither
-vmap's nor autograd's Python. Python scalars are baked into a graph: whatever may change must come
-in as a tensor.
+What is recorded are the operations that torch.func's transforms end in, so that a replay costs
+neither vmap's nor autograd's Python. Python scalars are baked into a graph: whatever may change
+must come in as a tensor.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from fedsim.grids.passes import Run, emit, share_mode, simplify, write_in_place
+from fedsim.grids.record import record
 
 T = TypeVar("T")
 
@@ -116,13 +116,13 @@ class TraceCache:
                 out_spec[:] = [treedef]
                 return out_leaves
 
-            # make_fx tells inputs apart by identity: two that are one tensor now may differ later
+            # inputs are told apart by identity: two that are one tensor now may differ later
             inputs = [leaf.detach() for leaf in leaves]
             versions = [leaf._version for leaf in inputs]
             flat(*inputs)  # whatever is made once (a thread's copy of the model) is made outside
             if [leaf._version for leaf in inputs] != versions:
                 raise ValueError("it changes what it is given in place; return new tensors")
-            module = make_fx(flat)(*inputs)
+            module = record(flat, inputs)
             _refuse_random(module)
             share_mode(module.graph)
             written: frozenset[int] = frozenset()

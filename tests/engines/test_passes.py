@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import max_pool2d
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fedsim.clients.base import Batch, Inputs
 from fedsim.grids.passes import share_mode, simplify
+from fedsim.grids.record import record
 from fedsim.grids.trace import TraceCache, leaves_of, replay
 from fedsim.models import FunctionalModel
 from tests.engines.toys import CLASSES, FEATURES, functional, network, sgd
@@ -180,7 +180,7 @@ def test_steps_of_convolutions(stride: int, padding: int, layout: torch.memory_f
 
 def operators(function: Any, *args: Tensor) -> list[str]:
     """Returns the names of the operators of the simplified graph."""
-    module = make_fx(function)(*args)
+    module = record(lambda *xs: leaves_of(function(*xs)), args)
     share_mode(module.graph)
     simplify(module)
     return [n.target.__name__ for n in module.graph.nodes if n.op == "call_function"]

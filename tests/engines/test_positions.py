@@ -115,6 +115,14 @@ def test_samples_are_without_replacement(n: int, size: int, count: int, seed: in
         assert kept.max() < n
 
 
+def test_samples_come_in_the_order_of_the_rows() -> None:
+    # a partial sort leaves them in another order on another processor, or beside a larger client
+    for n in (12, 1000, ARGSORT_LIMIT):
+        together = cohort(Batching("sampled", 9), [n, ARGSORT_LIMIT], [20, 20])
+        assert (np.diff(together, axis=-1) > 0).all()
+        np.testing.assert_array_equal(together[0], cohort(Batching("sampled", 9), [n], [20])[0])
+
+
 def test_large_shards_are_sampled_without_replacement() -> None:
     n = ARGSORT_LIMIT + 1
     table = drawn(stream(0), Batching("sampled", 100), n, 5, 0)

@@ -148,6 +148,13 @@ def test_a_strategy_with_an_aggregate_of_its_own_sees_every_reply() -> None:
         def aggregate_train(self, server_round: int, replies: Any) -> Any:
             return super().aggregate_train(server_round, replies)
 
+    class Mixin:
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            return None, None
+
+    class Mixed(Mixin, FedAvg):
+        pass
+
     def asks(kind: type[FedAvg]) -> bool:
         (exchange,) = kind(FedAvgParams()).exchanges(1)
         return exchange.weights is not None
@@ -156,4 +163,5 @@ def test_a_strategy_with_an_aggregate_of_its_own_sees_every_reply() -> None:
     assert asks(Streams)
     assert not asks(Own)
     assert not asks(Still)
+    assert not asks(Mixed)
     assert SGHMC.streams

@@ -1,6 +1,6 @@
 """What the passes share: the value that a node will have, and replacing one node by another.
 
-The value's form (sizes, strides, dtype) is known at trace time, as a fake tensor in
+The value's form (sizes, strides, dtype) is known at trace time, as a tensor without memory in
 `node.meta["val"]`. Views are recorded for strides, so a replacement must keep the form.
 """
 
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
+
+from fedsim.grids.record import Form
 
 aten = torch.ops.aten
 
@@ -23,24 +24,23 @@ _UNANNOTATED_VIEWS = frozenset({aten._unsafe_view.default})
 
 
 def share_mode(graph: fx.Graph) -> None:
-    """Puts the forms that make_fx saw into fake tensors that can be mixed.
+    """Puts the forms that the recorder saw into tensors without memory, to compute new forms with.
 
-    They are those of the real tensors: what fake kernels say of a convolution's strides may differ.
+    They are those of the real tensors: what is said of a convolution's strides without computing it
+    may differ.
     """
-    mode = FakeTensorMode()
 
     def form(seen: Any) -> Any:
-        if not isinstance(seen, Tensor):
+        if not isinstance(seen, Form):
             return seen
-        return torch.empty_strided(seen.shape, seen.stride(), dtype=seen.dtype, device=seen.device)
+        return torch.empty_strided(seen.shape, seen.stride, dtype=seen.dtype, device="meta")
 
-    with mode:
-        for node in graph.nodes:
-            node.meta["val"] = tree_map(form, node.meta.get("val"))
+    for node in graph.nodes:
+        node.meta["val"] = tree_map(form, node.meta.get("val"))
 
 
 def value(node: Any) -> Tensor | None:
-    """Returns the fake tensor of a node that is one tensor, else None."""
+    """Returns the form of a node that is one tensor, else None."""
     found = node.meta.get("val") if isinstance(node, fx.Node) else None
     return found if isinstance(found, Tensor) else None
 
@@ -78,8 +78,8 @@ def only_used_once(node: Node) -> bool:
 
 def insert(before: Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
     """Returns a new node ahead of `before`; raises RuntimeError if it could not be computed."""
-    fakes, keywords = fx.map_arg((args, kwargs), lambda node: node.meta["val"])
-    result = target(*fakes, **keywords)
+    forms, keywords = fx.map_arg((args, kwargs), lambda node: node.meta["val"])
+    result = target(*forms, **keywords)
     with before.graph.inserting_before(before):
         node = before.graph.call_function(target, args, kwargs)
     node.meta["val"] = result

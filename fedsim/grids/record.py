@@ -1,0 +1,101 @@
+"""Records the operations that a tensor function ends in, below autograd and torch.func.
+
+This is what make_fx does for plain tensors, without torch's compiler, which make_fx loads though
+nothing is compiled (more than a second and 100 MB, where torch.func.grad has not loaded it).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_any, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is known of a value at trace time."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Form:
+        """Returns the form of a tensor."""
+        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+
+def record(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """Returns the operations of function(*inputs) as a graph, with a Form in `meta["val"]`.
+
+    Tensors that the function brings along are constants of the graph. Raises ValueError where the
+    function reads a value of a tensor, which may be another one later.
+    """
+    recorder = _Recorder(inputs)
+    with recorder:
+        outputs = function(*inputs)
+    graph, node_of = recorder.graph, recorder.node_of
+    graph.output([node_of(output) for output in outputs])
+    return fx.GraphModule(recorder.constants, graph)
+
+
+class PlainMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Base of modes that are never compiled, so that torch need not load its compiler for them."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class _Recorder(PlainMode):  # type: ignore[no-untyped-call]
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph = fx.Graph()
+        self.constants: dict[str, Any] = {}
+        self._nodes: Any = WeakTensorKeyDictionary()
+        for i, tensor in enumerate(inputs):
+            self._name(tensor, self.graph.placeholder(f"input{i}"))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        known = tree_any(lambda x: isinstance(x, Tensor) and x in self._nodes, (args, kwargs))
+        if known and torch.Tag.data_dependent_output in func.tags:
+            raise ValueError(
+                f"it reads the value of a tensor ({func}), which may be another one in the next"
+                " call; use torch.where instead of if, and no .item()"
+            )
+        node_args, node_kwargs = tree_map(
+            lambda x: self.node_of(x) if isinstance(x, Tensor) else x, (args, kwargs)
+        )
+        result = func(*args, **kwargs)
+        node = self.graph.call_function(func, node_args, node_kwargs)
+        if isinstance(result, Tensor):
+            self._name(result, node)
+        elif isinstance(result, (tuple, list)):
+            node.meta["val"] = tuple(Form.of(x) if isinstance(x, Tensor) else x for x in result)
+            for i, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    self._name(part, self.graph.call_function(operator.getitem, (node, i)))
+        return result
+
+    def node_of(self, tensor: Tensor) -> fx.Node:
+        """Returns the node whose value the tensor is; a constant if it was not computed here."""
+        if tensor not in self._nodes:
+            name = f"constant{len(self.constants)}"
+            self.constants[name] = tensor.detach()
+            self._name(tensor, self.graph.get_attr(name))
+        return self._nodes[tensor]  # type: ignore[no-any-return]
+
+    def _name(self, tensor: Tensor, node: fx.Node) -> None:
+        node.meta["val"] = Form.of(tensor)
+        self._nodes[tensor] = node
