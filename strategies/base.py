@@ -90,9 +90,11 @@ class Strategy(FlowerStrategy):
     """Whether aggregate_train needs the replies' weighted means (`Replies.mean`) alone."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A subclass with an aggregate_train of its own sees every reply unless it says not to."""
+        """A class whose aggregate_train is not that of the one that streams sees every reply."""
         super().__init_subclass__(**kwargs)
-        if "aggregate_train" in vars(cls) and "streams" not in vars(cls):
+        # the next in line may be a mixin, which knows nothing of `streams`
+        first = next(c for c in cls.__mro__ if {"aggregate_train", "streams"} & vars(c).keys())
+        if "streams" not in vars(first):
             cls.streams = False
 
     def __init__(self, params: StrategyParams) -> None:
