@@ -149,9 +149,12 @@ def resume(
     with open(folder / "scenario.yaml", encoding="utf-8") as file:
         stored = yaml.safe_load(file)
     if "app" in stored:
+        from fedsim.apps.plan import again
+
+        record = store.open(found).record
         raise UserError(
             f"run {found} is of a Flower app, which cannot be resumed: it has a loop and a state of"
-            f" its own; start it again with fedsim run --app {stored['app']['path']}"
+            f" its own; start it again with {again(stored, record.settings, record.seed)}"
         )
     scenario = Scenario.from_dict(stored)
     forget_data()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -85,7 +86,10 @@ def prepare(
     if problems:
         raise ScenarioError(problems)
     config = {**project.config, **given}
-    group = " ".join([project.name, *(f"{key}={value}" for key, value in given.items())])
+    nodes = nodes or project.nodes
+    # Runs of one group are averaged over seeds: whatever else differs is in its name.
+    changed = given if nodes == project.nodes else {**given, "nodes": nodes}
+    group = " ".join([project.name, *(f"{key}={_text(value)}" for key, value in changed.items())])
     specs = []
     for seed in dict.fromkeys(seeds):
         scenario = AppScenario(
@@ -98,7 +102,7 @@ def prepare(
                 clientapp=project.clientapp,
             ),
             run_config=config,
-            nodes=nodes or project.nodes,
+            nodes=nodes,
             rounds=_rounds(config),
             seeds=(seed,),
         )
@@ -121,6 +125,19 @@ def components(project: Project, seed: int) -> Iterator[tuple[ServerApp, ClientA
         torch.manual_seed(integer(seed, "server-app-torch"))
         with imported(project) as both:
             yield both
+
+
+def again(stored: Mapping[str, Any], settings: Mapping[str, Any], seed: int) -> str:
+    """Returns the command that runs the app of a stored run anew. stored: its `scenario.yaml`."""
+    words = ["fedsim", "run", "--app", str(stored["app"]["path"]), "--nodes", str(stored["nodes"])]
+    for key, value in settings.items():
+        words += ["--set", f"{key}={_text(value)}"]
+    return shlex.join([*words, "--seeds", str(seed)])
+
+
+def _text(value: object) -> str:
+    """Returns a value of the run config as TOML has it, but texts without quotes."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _rounds(config: Mapping[str, Any]) -> int:

@@ -50,7 +50,7 @@ def runs(
     metrics = headline(found)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("run", no_wrap=True)
-    table.add_column("label", overflow="fold")
+    table.add_column("label", overflow="fold", min_width=20)
     for name in ("seed", "status", "round", "seconds", *metrics):
         table.add_column(name, justify="left" if name == "status" else "right")
     for row in found.to_dict("records"):
@@ -103,8 +103,10 @@ def engine_words(plan: Mapping[str, Any]) -> str:
         f"{message} in blocks of {', '.join(map(str, sorted(set(sizes), reverse=True)))} clients"
         for message, sizes in plan.get("blocks", {}).items()
     )
-    facts = [f"{plan['path']} ({plan['why']})", f"{plan['threads']} threads", blocks]
-    return ", ".join([*filter(None, facts), str(plan["device"]), str(plan["dtype"])])
+    why = f" ({plan['why']})" if "why" in plan else ""  # a Flower app has nothing to choose
+    counts = [f"{plan[name]} {name}" for name in ("nodes", "threads") if name in plan]
+    kinds = [str(plan[name]) for name in ("device", "dtype") if name in plan]
+    return ", ".join(filter(None, [f"{plan['path']}{why}", *counts, blocks, *kinds]))
 
 
 def report(

@@ -61,7 +61,9 @@ def render(report: ReportInput, shown: list[Shown] | None = None) -> str:
 def _lead(report: ReportInput) -> Html:
     seeds = sorted({run.record.seed for run in report.runs})
     names = labels(list(report.runs))
-    words = f"{len(report.runs)} runs: {', '.join(names)}; seeds {', '.join(map(str, seeds))}."
+    count, many = len(report.runs), "s" * (len(report.runs) != 1)
+    numbers = f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
+    words = f"{count} run{many}: {', '.join(names)}; {numbers}."
     parts = [element("p", report.description)] if report.description else []
     parts.append(element("p", words, class_="muted"))
     broken = [f"{run.record.label}, seed {run.record.seed}: {run.status}" for run in report.runs

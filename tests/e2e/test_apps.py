@@ -134,7 +134,21 @@ def test_the_commands_about_runs_know_a_run_of_an_app(fedsim: Command) -> None:
     resumed = fedsim("resume", first)
     assert resumed.status == 2
     assert "Flower app, which cannot be resumed" in resumed.err
-    assert f"fedsim run --app {NUMPY}" in resumed.err
+    again = f"fedsim run --app {NUMPY} --nodes 5 --set learning-rate=0.1 --seeds 0"
+    assert again in resumed.err
+
+
+def test_another_number_of_nodes_is_not_another_seed(fedsim: Command) -> None:
+    fedsim("run", "--app", NUMPY, "-q", "--no-report", "--seeds", "0")
+    fedsim("run", "--app", NUMPY, "-q", "--no-report", "--seeds", "1", "--nodes", 3)
+    first, second = sorted(RunStore().ids(), key=lambda run_id: run_id[-1])
+    assert "nodes" not in first
+    shown = fedsim("show", second).out
+    assert "numpyapp nodes=3, seed 1" in shown
+    assert "Flower app, 3 nodes" in shown
+    compared = fedsim("compare", first, second).out
+    assert "numpyapp nodes=3" in compared
+    assert "±" not in compared.partition("\n")[2]
 
 
 # PyTorch: strategies of the app's own, mods, actions, seeds
