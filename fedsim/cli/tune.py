@@ -353,6 +353,9 @@ def _verdict(result: Result) -> str:
     )
     if result.best == result.written:
         missed = sum(len(m.seconds) < 2 and not m.problem for m in result.measured.values())
+        others = [c for c in result.measured if c not in (result.written, result.automatic)]
+        if others and not any(result.measured[c].seconds for c in others) and missed:
+            return f"there was no time for anything beside {was}: it stays; --seconds gives more"
         more = f"; {missed} found too little time, --seconds gives more" if missed else ""
         return f"nothing beats {was} by more than {NOISE:.0%}: it stays{more}"
     best = automatic if result.best == result.automatic else str(result.best)

@@ -179,3 +179,19 @@ def test_an_interrupt_writes_nothing(fedsim: Command) -> None:
     assert "Traceback" not in err
     assert path.read_text() == LONG
     assert [each.name for each in Path().iterdir()] == [path.name]
+
+
+def test_nothing_is_said_of_what_was_not_measured(
+    fedsim: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hurried(setup: Setup, seconds: float, told: object) -> Result:
+        e = setup.execution
+        own = Candidate(e.path, e.chunk, e.threads)
+        found = {own: Measured(own, [0.002]), FASTER: Measured(FASTER, [])}
+        return Result(own, own, own, found, 4)
+
+    monkeypatch.setattr(tune, "tune", hurried)
+    result = fedsim("tune", write(SMALL))
+    assert result.status == 0, result.err
+    assert "no time for anything beside the automatic choice" in " ".join(result.out.split())
+    assert "nothing beats" not in result.out
