@@ -105,7 +105,7 @@ SIDES: Sequence[Side] = (
     Side(
         "flower",
         "Flower's own simulation",
-        (*TRAINING, *ECHOES, *POPULATION[:3]),
+        (*TRAINING, *ECHOES, *COHORT, *POPULATION[:3]),
         peer("flower", pause=True),
         {"W1": 100, "W2": 2, "W3-1k": 200, "W3-1M": 40},
         share=0.0,
@@ -114,7 +114,7 @@ SIDES: Sequence[Side] = (
     Side(
         "pfl",
         "pfl, 1 process",
-        (*TRAINING, *ECHOES),
+        (*TRAINING, *ECHOES, *COHORT, *POPULATION),
         peer("pfl_sgd"),
         {"W1": 10, "W2": 1.3, "W3-1k": 5, "W3-1M": 3},
         group="pfl",
@@ -130,7 +130,7 @@ SIDES: Sequence[Side] = (
         needs="pfl",
     ),
     Side("sequential", "sequential torch loop", (*TRAINING, *COHORT), SequentialLoop),
-    Side("vmap", "torch.func vmap loop", ("W1",), VmapLoop),
+    Side("vmap", "torch.func vmap loop", ("W1", *COHORT), VmapLoop),
     Side("bmm", "hand-written bmm loop", ("W1", *COHORT), BmmLoop, {"W1": 0.6}),
     Side("threads", "channels-last torch loop in 2 threads", ("W2",), ThreadedLoop, {"W2": 0.9}),
     Side("bare", "bare loop", ECHOES, EchoLoop),
