@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from fedsim import batch_norm, reference, registry
 from fedsim.clients.base import Client, DirectClient
 from fedsim.data import FederatedData, build_data
 from fedsim.errors import Params, Problem, ScenarioError, UserError
+from fedsim.grids.apps import AppNodes
 from fedsim.grids.cohort import Cohorts
 from fedsim.grids.execution import Execution, choose_path
 from fedsim.grids.inline import InlineGrid
@@ -29,6 +30,7 @@ from fedsim.models import FunctionalModel, Task, build_model, build_task
 from fedsim.random import integer
 from fedsim.scenario import Scenario
 from fedsim.scenario.components import Imported
+from fedsim.scenario.sections import EngineParams
 from fedsim.server.evaluation import metric_names
 from fedsim.server.state import LoopConfig, Stopping
 from fedsim.strategies.base import Strategy
@@ -61,14 +63,54 @@ class Setup:
         """Returns the engine over this run's clients."""
         torch.set_num_threads(1)  # of each operation; parallelism is over clients
         keep_freed_memory()
+        engine, dtype = self.scenario.engine, getattr(torch, self.execution.dtype)
+        nodes = len(self.data.shards)
+        if engine.name == "ray":
+            return InlineGrid(self._on_ray(), nodes, seed=self.seed)
         if isinstance(self.client, ClientApp):
-            return InlineGrid(self.client, len(self.data.shards), seed=self.seed)
-        shards = Shards(
-            self.data, getattr(torch, self.execution.dtype), torch.device(self.execution.device)
-        )
-        budget = self.scenario.engine.state_budget_mb * 2**20
+            return InlineGrid(self.client, nodes, seed=self.seed)
+        shards = Shards(self.data, dtype, torch.device(self.execution.device))
+        budget = engine.state_budget_mb * 2**20
         cohorts = Cohorts(self.client, shards, self.execution, self.seed, budget)
-        return InlineGrid(cohorts, len(shards), seed=self.seed)
+        return InlineGrid(cohorts, nodes, seed=self.seed)
+
+    def connect(self) -> int:
+        """Connects to the cluster that the engine needs; returns how many workers there will be.
+
+        0 for an engine without one. Raises UserError with what is wrong: call it before anything
+        is written.
+        """
+        engine = self.scenario.engine
+        if engine.name != "ray":
+            return 0
+        from fedsim.grids import pool
+
+        pool.connect(engine, cpus())
+        return pool.worker_count(engine)
+
+    def _on_ray(self) -> Cohorts | AppNodes:
+        """Returns what computes the clients on a cluster's workers."""
+        from fedsim.grids.ray_apps import RayAppNodes
+        from fedsim.grids.ray_cohorts import RayCohorts
+
+        engine, deadline = self.scenario.engine, self.scenario.deadline
+        workers, needs = self.connect(), engine.client_resources
+        if isinstance(self.client, ClientApp):
+            nodes = len(self.data.shards)
+            return RayAppNodes(self.client, nodes, self.seed, workers, needs, deadline)
+        shards = Shards(self.data, getattr(torch, self.execution.dtype))
+        budget = engine.state_budget_mb * 2**20
+        return RayCohorts(
+            self.client,
+            self.data,
+            shards,
+            self.execution,
+            self.seed,
+            budget,
+            workers,
+            needs,
+            deadline,
+        )
 
     def loop_config(self) -> LoopConfig:
         """Returns what the round loop needs of the scenario."""
@@ -316,12 +358,12 @@ def _initial(
 
 def _execution(scenario: Scenario, model: FunctionalModel) -> Execution:
     engine = scenario.engine
-    device = torch.device(_device(engine.device, engine.dtype))
+    device = torch.device(_device(engine))
     path, why = choose_path(model, device, engine.path)
     return Execution(
         path=path,
         chunk=engine.chunk or 0,
-        threads=engine.threads or _cpus(),
+        threads=engine.threads or (cpus() if engine.name == "inline" else _threads(engine)),
         dtype=engine.dtype,
         device=device.type,
         trace=engine.trace,
@@ -329,14 +371,26 @@ def _execution(scenario: Scenario, model: FunctionalModel) -> Execution:
     )
 
 
-def _cpus() -> int:
+def cpus() -> int:
     """Returns the CPUs this process may use; results do not depend on it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _device(asked: Literal["auto", "cpu", "cuda", "mps"], dtype: str) -> str:
+def _threads(engine: EngineParams) -> int:
+    """Returns the threads of a worker: as many as it has CPUs."""
+    return max(int(engine.client_resources.cpus), 1)
+
+
+def _device(engine: EngineParams) -> str:
+    asked, dtype = engine.device, engine.dtype
+    if engine.name == "ray":  # the workers' machines may have what this one lacks
+        gpus = engine.client_resources.gpus
+        if asked == "cuda" and not gpus:
+            what, hint = "needs GPUs for the workers", "Set engine.client_resources.gpus"
+            raise ScenarioError([Problem("engine.device", what, asked, hint=hint)])
+        return ("cuda" if gpus else "cpu") if asked == "auto" else asked
     if asked == "mps" and dtype == "float64":
         what = "Apple's GPUs compute in float32, and engine.dtype is float64"
         hint = "Take engine.device: cpu, or engine.dtype: float32"

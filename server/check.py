@@ -71,8 +71,23 @@ def finite(stacked: Tensor) -> Tensor:
     return good.cpu()
 
 
+@dataclass(frozen=True)
+class StackCheck:
+    """`check_stack` against one schema: data, so that an engine can send it to other processes.
+
+    arrays: the parameters, where the schema takes their shape.
+    """
+
+    schema: ReplySchema
+    arrays: ArrayRecord | None
+
+    def __call__(self, replies: Replies, numbers: bool) -> Replies:
+        """Returns the replies with those that the schema rejects among the failures."""
+        return check_stack(replies, self.schema, self.arrays, numbers)
+
+
 def check_stack(
-    replies: Replies, schema: ReplySchema, arrays: ArrayRecord, numbers: bool = True
+    replies: Replies, schema: ReplySchema, arrays: ArrayRecord | None, numbers: bool = True
 ) -> Replies:
     """Returns the replies with those that the schema rejects among the failures.
 
@@ -153,10 +168,11 @@ def _tensor(array: Array) -> Tensor:
 def _layout_problem(
     layout: dict[str, dict[str, tuple[tuple[int, ...], torch.dtype]]],
     schema: ReplySchema,
-    arrays: ArrayRecord,
+    arrays: ArrayRecord | None,
 ) -> str | None:
     expected = schema.records
     if expected is None:
+        assert arrays is not None
         if len(layout) != 1:
             return f"{len(layout)} array records instead of one"
         expected = {next(iter(layout)): shapes_of(arrays)}

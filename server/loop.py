@@ -20,7 +20,7 @@ from fedsim.errors import RunFailed
 from fedsim.grids.nodes import partition_of
 from fedsim.messages import Arrays, Broadcast, Reduction, stack, to_record, to_tensors
 from fedsim.random import seeded_globals
-from fedsim.server.check import Checked, check_replies, check_stack, finite
+from fedsim.server.check import Checked, StackCheck, check_replies, finite
 from fedsim.server.evaluation import Evaluator
 from fedsim.server.recorder import Recorder
 from fedsim.server.state import LoopConfig, LoopState, Metrics, Totals
@@ -127,10 +127,8 @@ class RoundLoop:
             messages = messages if isinstance(messages, Broadcast) else list(messages)
         schema = exchange.schema(record)
         if isinstance(messages, Broadcast) and exchange.weights is not None:
-            messages.reduction = Reduction(
-                lambda block, numbers: check_stack(block, schema, record, numbers),
-                exchange.weights,
-            )
+            check = StackCheck(schema, record if schema.records is None else None)
+            messages.reduction = Reduction(check, exchange.weights)
         replies = self.grid.send_and_receive(messages)
         asked = _nodes(messages)
         self.state.totals.bytes_down += bytes_sent(messages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -111,7 +112,7 @@ class Strategy(FlowerStrategy):
 
     def train_exchange(self) -> Exchange:
         """Returns the exchange of `train` messages."""
-        weights = self.weights if self.streams else None
+        weights = self.streamed_weights() if self.streams else None
         return Exchange(
             "train", self.configure_train, self.aggregate_train, self.reply_schema, weights
         )
@@ -166,9 +167,16 @@ class Strategy(FlowerStrategy):
 
     def weights(self, replies: Replies) -> Tensor:
         """Returns w_c (clients,) float64, not normalised."""
-        if self.common.weighted_by == "uniform":
-            return torch.ones(len(replies.node_ids), dtype=torch.float64)
-        return replies.metrics["num-examples"]
+        return client_weights(self.common.weighted_by, replies)
+
+    def streamed_weights(self) -> Callable[[Replies], Tensor]:
+        """Returns `weights` for an engine, which may send it to other processes.
+
+        So it is a function without the strategy's state, unless the class has weights of its own.
+        """
+        if type(self).weights is Strategy.weights:
+            return partial(client_weights, self.common.weighted_by)
+        return self.weights
 
     def summary(self) -> None:
         """Flower calls this to log the strategy; the run folder holds all of it."""
@@ -179,6 +187,13 @@ class Strategy(FlowerStrategy):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
+
+
+def client_weights(weighted_by: Literal["examples", "uniform"], replies: Replies) -> Tensor:
+    """Returns w_c (clients,) float64, not normalised: n_c, or 1."""
+    if weighted_by == "uniform":
+        return torch.ones(len(replies.node_ids), dtype=torch.float64)
+    return replies.metrics["num-examples"]
 
 
 def shapes_of(arrays: ArrayRecord) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

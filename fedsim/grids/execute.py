@@ -123,6 +123,8 @@ def _advanced(mapped: Mapped, block: Block, state: Any, cache: TraceCache) -> An
         if (new_width := _bucket(busy, count)) < width:
             finished.append(_slice(stepper.state, new_width, width))
             stepper, width = Stepper(cache, _slice(stepper.state, 0, new_width)), new_width
+            if width < torch.get_num_threads():  # which share out clients, and divide no one's sums
+                torch.set_num_threads(width)
         function, name = (mapped.step, "step") if busy == width else (mapped.masked, "masked")
         active = steps[:width] > s if ragged else everyone
         inputs = (block.batches(s, width), block.noise(s, width), block.scalars(s, width))

@@ -115,6 +115,10 @@ class Shards:
         """Returns the partitions' held-out rows, or their training rows if none are held out."""
         return self._held(self._evaluation, partitions)
 
+    def evaluation_sizes(self, partitions: Sequence[int] | Integers) -> Integers:
+        """Returns the number of rows of `evaluation`, (clients,) int64, without making them."""
+        return self._evaluation.sizes[np.asarray(partitions, np.int64)]
+
     def _held(self, whose: Partition, partitions: Sequence[int] | Integers) -> Held:
         ids = np.asarray(partitions, np.int64)
         sizes = whose.offsets[ids + 1] - whose.offsets[ids]

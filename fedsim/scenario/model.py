@@ -80,6 +80,13 @@ class Scenario(Params):
         le=1,
         description="Fraction of a round's cohort that must reply usably; fewer fail the run.",
     )
+    deadline: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds that a client may take for one message, its first tracing included; "
+        "one that takes longer counts as failed. Empty: as long as it takes. Needs engine: ray, "
+        "since nothing in one's own process can be ended; what is late depends on the clock.",
+    )
     checkpoint: CheckpointParams = Field(
         default_factory=CheckpointParams, description="When to save the state."
     )

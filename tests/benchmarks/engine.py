@@ -104,11 +104,17 @@ class Fedsim(Session):
     """One workload on the inline engine.
 
     strategy: fedsim's own "fedavg", or "FedAvg", Flower's, which lists every node in every round.
+    engine: that section of the scenario.
     """
 
-    def __init__(self, workload: Workload, strategy: str = "fedavg") -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        strategy: str = "fedavg",
+        engine: Mapping[str, Any] | None = None,
+    ) -> None:
         self.workload = workload
-        self._engine = Engine(scenario(workload, strategy))
+        self._engine = Engine({**scenario(workload, strategy), "engine": dict(engine or {})})
 
     def advance(self, rounds: int) -> None:
         """Runs that many more rounds."""

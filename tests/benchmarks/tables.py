@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from tests.benchmarks.harness import Timing, measure
 from tests.benchmarks.report import Verdict, grid, table
 from tests.benchmarks.sampling import Posterior
 from tests.benchmarks.sides import BLAZEFL, SAMPLERS, SIDES, Side
+from tests.benchmarks.startup import seconds
 from tests.benchmarks.workloads import COHORTS, POPULATIONS, WORKLOADS, Workload
 
 FRAMEWORK_MS = 1.0
@@ -19,6 +21,21 @@ MEMORY_MB = {"W3-1M": 600.0}
 
 FLAT = 1.2
 """How much longer a round may take with a million clients than with a thousand."""
+
+RAY_MS = 10.0
+"""What a round of 100 clients that do nothing may cost more on two workers of engine ray."""
+
+RAY_SLOWER = 1.15
+"""How much longer a round of convolutions may take there, on as many CPUs."""
+
+RAY_FASTER = {"W3-1k": 20.0, "W3-1M": 10.0}
+"""How many times engine ray's time Flower's own simulation must take, which runs on Ray, too."""
+
+HELP_SECONDS, RUN_SECONDS = 0.5, 5.0
+"""What the command may take to say what it can do, and to have run one round."""
+
+STARTS = 5
+"""Processes that are timed of each, at most."""
 
 NOBODY = "None of the chosen sides takes part in this."
 
@@ -66,7 +83,25 @@ def rounds(report: Report, workload: Workload) -> str:
             report.verdicts.append(
                 _bound(workload.name, "ms a round, 100 clients", 1e3 * timing.median, FRAMEWORK_MS)
             )
+    report.verdicts += _of_ray(workload.name, {t.key: t for t in timings if t.seconds})
     return text
+
+
+def _of_ray(workload: str, timings: Mapping[str, Timing]) -> list[Verdict]:
+    """Returns what was asked of engine ray."""
+    ray, inline, flower = (timings.get(key) for key in ("ray", "fedsim", "flower"))
+    found = []
+    if ray and inline and workload == "W3-1k":
+        more = 1e3 * (ray.median - inline.median)
+        found.append(_bound(workload, "engine ray, ms a round above inline", more, RAY_MS))
+    if ray and inline and workload == "W2":
+        what = "engine ray with 2 workers over inline"
+        found.append(_bound(workload, what, ray.ratio(inline), RAY_SLOWER, "×"))
+    if ray and flower and (asked := RAY_FASTER.get(workload)):
+        ratio = flower.ratio(ray)
+        what = "Flower's own simulation over engine ray"
+        found.append(Verdict(workload, what, f"≥ {asked:g}×", f"{ratio:.2f}×", ratio >= asked))
+    return found
 
 
 def cohort(report: Report) -> str:
@@ -139,6 +174,30 @@ def sampling(report: Report) -> str:
     )
 
 
+def start(report: Report) -> str:
+    """Times the command from the start of its process, in turn; the first of each is not timed."""
+    calls = {
+        "`fedsim --help`": (("--help",), HELP_SECONDS),
+        "`fedsim run`, a tiny scenario of one round, to its end": (
+            ("run", "tiny.yaml", "-q", "--no-report"),
+            RUN_SECONDS,
+        ),
+    }
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for repetition in range(min(report.repetitions, STARTS) + 1):
+        for name, (arguments, _) in calls.items():
+            taken = seconds(*arguments)
+            if repetition:
+                found[name].append(taken)
+    rows = {
+        name: [f"{median(taken):.2f}", f"{min(taken):.2f}–{max(taken):.2f}"]
+        for name, taken in found.items()
+    }
+    for name, (_, bound) in calls.items():
+        report.verdicts.append(_bound("start", f"{name}, s", median(found[name]), bound))
+    return grid("start: seconds of a whole process", "command", ["median", "range"], rows)
+
+
 def memory(report: Report) -> str:
     """Measures the peak memory of every side alone; peers' peaks are those of their timing."""
     names: dict[str, str] = {}
@@ -187,4 +246,5 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "population": population,
     "fa-hmc": sampling,
     "memory": memory,
+    "start": start,
 }
