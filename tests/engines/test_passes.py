@@ -134,6 +134,30 @@ def test_two_results_in_one_memory_are_not_overwritten() -> None:
     assert not graph.overwrites
 
 
+CUTS: dict[str, Any] = {
+    "chunk": lambda x: x.chunk(2),
+    "split": lambda x: x.split([3, 1]),
+    "unbind": lambda x: x.unbind(0),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("double", [False, True], ids=["given", "computed"])
+def test_parts_that_are_read_later_are_not_overwritten(cut: str, double: bool) -> None:
+    def step(state: tuple[Tensor]) -> tuple[Tensor]:
+        x = state[0] * 2 if double else state[0]
+        parts = CUTS[cut](x)
+        moved = x + 1
+        return (moved * torch.cat([part.reshape(-1) for part in parts]),)
+
+    state = (torch.tensor([1.0, 2.0, 3.0, 4.0]),)
+    graph = TraceCache().graph("step", step, state, donate=True)
+    got, want = [state[0].clone()], state
+    for _ in range(3):
+        got, want = replay(graph, got), step(want)
+    assert torch.equal(got[0], want[0])
+
+
 class Convolutions(nn.Module):
     """Two convolutions whose outputs are pooled in windows that overlap, are padded, or neither."""
 

@@ -61,12 +61,11 @@ def write_in_place(graph: fx.Graph, donated: int) -> frozenset[int]:
 
 
 def _memory(node: Node, memory: dict[Node, Node]) -> Node:
-    """Returns the first node whose memory this one's value is in."""
+    """Returns the first node whose memory this one's value, or a part of it, may be in."""
     source = node.args[0] if node.args else None
-    if isinstance(source, fx.Node):
-        parts = calls(node, operator.getitem) and not _returns_apart(source)
-        if is_view(node) or parts:
-            return memory[source]
+    made_by = source if calls(node, operator.getitem) else node
+    if isinstance(source, fx.Node) and (is_view(node) or not _returns_apart(made_by)):
+        return memory[source]
     return node
 
 
