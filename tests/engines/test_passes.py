@@ -13,6 +13,7 @@ from torch.nn.functional import max_pool2d
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fedsim.clients.base import Batch, Inputs
+from fedsim.grids.execute import Stepper
 from fedsim.grids.passes import share_mode, simplify
 from fedsim.grids.record import record
 from fedsim.grids.trace import TraceCache, leaves_of, replay
@@ -156,6 +157,20 @@ def test_parts_that_are_read_later_are_not_overwritten(cut: str, double: bool) -
     for _ in range(3):
         got, want = replay(graph, got), step(want)
     assert torch.equal(got[0], want[0])
+
+
+def test_what_is_one_number_for_all_clients_is_not_overwritten() -> None:
+    def step(state: tuple[Tensor, Tensor], shared: Tensor) -> tuple[Tensor, Tensor]:
+        x, last = state
+        return x + 3 * last, 2 * shared
+
+    mapped = vmap(step, ((0, 0), None))  # the second result has no axis of its own: stride 0
+    state = (torch.ones(CLIENTS), torch.ones(CLIENTS))
+    stepper, want = Stepper(TraceCache(), state), state
+    for number in (1.0, 2.0, 3.0):
+        stepper.advance("step", mapped, torch.tensor(number))
+        want = mapped(want, torch.tensor(number))
+    assert all(map(torch.equal, stepper.state, want))
 
 
 class Convolutions(nn.Module):
