@@ -90,10 +90,11 @@ class Strategy(FlowerStrategy):
     """Whether aggregate_train needs the replies' weighted means (`Replies.mean`) alone."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A class whose aggregate_train is not that of the one that streams sees every reply."""
+        """A class whose means or weights are not those of the one that streams sees every reply."""
         super().__init_subclass__(**kwargs)
         # the next in line may be a mixin, which knows nothing of `streams`
-        first = next(c for c in cls.__mro__ if {"aggregate_train", "streams"} & vars(c).keys())
+        own = {"aggregate_train", "weights", "streams"}
+        first = next(c for c in cls.__mro__ if own & vars(c).keys())
         if "streams" not in vars(first):
             cls.streams = False
 

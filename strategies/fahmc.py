@@ -91,7 +91,7 @@ class FAHMC(Sampler):
             self._configure_gradient,
             self._aggregate_gradient,
             lambda arrays: ReplySchema({"gradient": shapes_of(arrays)}),
-            self.weights,
+            self.weights if self.streams else None,
         )
         return [*first, gradient, train]
 
