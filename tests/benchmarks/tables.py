@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
+from tests.benchmarks.commands import BOUNDS, shown, time_commands
 from tests.benchmarks.harness import Timing, measure
 from tests.benchmarks.report import Verdict, grid, table
 from tests.benchmarks.sampling import Posterior
@@ -79,10 +81,7 @@ def cohort(report: Report) -> str:
             return f"### cohort\n\n{NOBODY}"
         timings = measure([side.entry(workload) for side in sides], report.repetitions)
         names = [timing.name for timing in timings]
-        first = timings[0]
-        rows[f"{workload.cohort:,}"] = [f"{1e3 * first.median:.2f}"] + [
-            f"{1e3 * timing.median:.2f} ({timing.ratio(first):.2f}×)" for timing in timings[1:]
-        ]
+        rows[f"{workload.cohort:,}"] = [_beside(timing, timings[0]) for timing in timings]
     title = "cohort: W1 with 10, 100 and 1,000 of 1,000 clients; ms a round (× the first column)"
     return grid(title, "clients a round", names, rows)
 
@@ -139,6 +138,18 @@ def sampling(report: Report) -> str:
     )
 
 
+def start(report: Report) -> str:
+    """Times the command line, each command a process of its own."""
+    if report.keys and "fedsim" not in report.keys:
+        return f"### start\n\n{NOBODY}"
+    timings = time_commands(report.repetitions)
+    for name, seconds in timings.items():
+        report.verdicts.append(_bound("start", f"{name}, s", median(seconds), BOUNDS[name]))
+    rows = {name: shown(seconds) for name, seconds in timings.items()}
+    title = "start: seconds from a command's start to its end"
+    return grid(title, "command", ["median", "fastest–slowest"], rows)
+
+
 def memory(report: Report) -> str:
     """Measures the peak memory of every side alone; peers' peaks are those of their timing."""
     names: dict[str, str] = {}
@@ -174,6 +185,13 @@ def _cell(timing: Timing | None) -> str:
     return f"{1e3 * timing.median:.2f}{peak}"
 
 
+def _beside(timing: Timing, first: Timing) -> str:
+    if timing.failure:
+        return "failed"
+    text = f"{1e3 * timing.median:.2f}"
+    return text if timing is first or first.failure else f"{text} ({timing.ratio(first):.2f}×)"
+
+
 def _bound(where: str, what: str, found: float, bound: float, unit: str = "") -> Verdict:
     return Verdict(where, what, f"≤ {bound:g}{unit}", f"{found:.2f}{unit}", found <= bound)
 
@@ -186,5 +204,6 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "cohort": cohort,
     "population": population,
     "fa-hmc": sampling,
+    "start": start,
     "memory": memory,
 }
