@@ -165,10 +165,16 @@ class Stepper:
                 self._leaves[i] = self._leaves[i].clone()
             self._own = self._graph.overwrites
         before = layout(self._leaves) if self._cache.enabled else ()
+        run = replay if self._cache.enabled else _call
         with torch.no_grad():
-            self._leaves = replay(self._graph, self._leaves + leaves_of(inputs))
+            self._leaves = run(self._graph, self._leaves + leaves_of(inputs))
         if self._cache.enabled and layout(self._leaves) != before:
             self._graph = None  # a graph is for one layout
+
+
+def _call(graph: Graph, leaves: list[Tensor]) -> list[Tensor]:
+    """Returns graph(*leaves) of a function that was not traced, which may need autograd."""
+    return graph.run(*leaves)
 
 
 def _bucket(busy: int, count: int) -> int:
