@@ -91,10 +91,11 @@ class Strategy(FlowerStrategy):
     """Whether aggregate_train needs the replies' weighted means (`Replies.mean`) alone."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A class whose aggregate_train is not that of the one that streams sees every reply."""
+        """A class whose means or weights are not those of the one that streams sees every reply."""
         super().__init_subclass__(**kwargs)
         # the next in line may be a mixin, which knows nothing of `streams`
-        first = next(c for c in cls.__mro__ if {"aggregate_train", "streams"} & vars(c).keys())
+        own = {"aggregate_train", "weights", "streams"}
+        first = next(c for c in cls.__mro__ if own & vars(c).keys())
         if "streams" not in vars(first):
             cls.streams = False
 
@@ -112,7 +113,7 @@ class Strategy(FlowerStrategy):
 
     def train_exchange(self) -> Exchange:
         """Returns the exchange of `train` messages."""
-        weights = self.streamed_weights() if self.streams else None
+        weights = self.streamed_weights()
         return Exchange(
             "train", self.configure_train, self.aggregate_train, self.reply_schema, weights
         )
@@ -169,11 +170,14 @@ class Strategy(FlowerStrategy):
         """Returns w_c (clients,) float64, not normalised."""
         return client_weights(self.common.weighted_by, replies)
 
-    def streamed_weights(self) -> Callable[[Replies], Tensor]:
-        """Returns `weights` for an engine, which may send it to other processes.
+    def streamed_weights(self) -> Callable[[Replies], Tensor] | None:
+        """Returns `weights` for an engine that averages replies; None for a class that does not.
 
-        So it is a function without the strategy's state, unless the class has weights of its own.
+        An engine may send it to other processes: so it is a function without the strategy's state,
+        unless the class has weights of its own.
         """
+        if not self.streams:
+            return None
         if type(self).weights is Strategy.weights:
             return partial(client_weights, self.common.weighted_by)
         return self.weights

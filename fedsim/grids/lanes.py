@@ -165,21 +165,16 @@ class Block:
         clients, length = len(self.plans), max(int(self.steps.max()), 1)
         stacked: dict[str, Tensor | tuple[Tensor, ...]] = {}
         one_plan = all(plan is self.plan for plan in self.plans)
-        for name, own in self.plan.scalars.items():
-            if one_plan:
-                steps = self._tensor(np.broadcast_to(np.asarray(own, np.float64), length).copy())
-                constant = not isinstance(own, np.ndarray)
-                each = steps[:1].expand(clients), steps.expand(clients, -1).unbind(1)
-                stacked[name] = each[0] if constant else each[1]
-                continue
-            given = [np.asarray(plan.scalars[name]) for plan in self.plans]
+        plans = [self.plan] if one_plan else self.plans
+        for name in self.plan.scalars:
+            given = [np.asarray(plan.scalars[name]) for plan in plans]
             if not any(value.ndim for value in given):
-                stacked[name] = self._tensor(np.array(given, np.float64))
+                stacked[name] = self._tensor(np.array(given, np.float64)).expand(clients)
                 continue
-            values = np.zeros((clients, length))
+            values = np.zeros((len(plans), length))
             for row, value in zip(values, given, strict=True):
                 row[: len(value) if value.ndim else None] = value
-            stacked[name] = self._tensor(values).unbind(1)
+            stacked[name] = self._tensor(values).expand(clients, -1).unbind(1)
         stacked["num-examples"] = self._examples
         stacked["partition-id"] = self._tensor(self.held.partitions)
         stacked["step"] = self._tensor(np.arange(length)).expand(clients, -1).unbind(1)

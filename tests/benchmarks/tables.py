@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from tests.benchmarks.commands import BOUNDS, shown, time_commands
 from tests.benchmarks.harness import Timing, measure
 from tests.benchmarks.report import Verdict, grid, table
 from tests.benchmarks.sampling import Posterior
 from tests.benchmarks.sides import BLAZEFL, SAMPLERS, SIDES, Side
-from tests.benchmarks.startup import seconds
 from tests.benchmarks.workloads import COHORTS, POPULATIONS, WORKLOADS, Workload
 
 FRAMEWORK_MS = 1.0
@@ -30,12 +30,6 @@ RAY_SLOWER = 1.15
 
 RAY_FASTER = {"W3-1k": 20.0, "W3-1M": 10.0}
 """How many times engine ray's time Flower's own simulation must take, which runs on Ray, too."""
-
-HELP_SECONDS, RUN_SECONDS = 0.5, 5.0
-"""What the command may take to say what it can do, and to have run one round."""
-
-STARTS = 5
-"""Processes that are timed of each, at most."""
 
 NOBODY = "None of the chosen sides takes part in this."
 
@@ -114,10 +108,7 @@ def cohort(report: Report) -> str:
             return f"### cohort\n\n{NOBODY}"
         timings = measure([side.entry(workload) for side in sides], report.repetitions)
         names = [timing.name for timing in timings]
-        first = timings[0]
-        rows[f"{workload.cohort:,}"] = [f"{1e3 * first.median:.2f}"] + [
-            f"{1e3 * timing.median:.2f} ({timing.ratio(first):.2f}×)" for timing in timings[1:]
-        ]
+        rows[f"{workload.cohort:,}"] = [_beside(timing, timings[0]) for timing in timings]
     title = "cohort: W1 with 10, 100 and 1,000 of 1,000 clients; ms a round (× the first column)"
     return grid(title, "clients a round", names, rows)
 
@@ -175,27 +166,15 @@ def sampling(report: Report) -> str:
 
 
 def start(report: Report) -> str:
-    """Times the command from the start of its process, in turn; the first of each is not timed."""
-    calls = {
-        "`fedsim --help`": (("--help",), HELP_SECONDS),
-        "`fedsim run`, a tiny scenario of one round, to its end": (
-            ("run", "tiny.yaml", "-q", "--no-report"),
-            RUN_SECONDS,
-        ),
-    }
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for repetition in range(min(report.repetitions, STARTS) + 1):
-        for name, (arguments, _) in calls.items():
-            taken = seconds(*arguments)
-            if repetition:
-                found[name].append(taken)
-    rows = {
-        name: [f"{median(taken):.2f}", f"{min(taken):.2f}–{max(taken):.2f}"]
-        for name, taken in found.items()
-    }
-    for name, (_, bound) in calls.items():
-        report.verdicts.append(_bound("start", f"{name}, s", median(found[name]), bound))
-    return grid("start: seconds of a whole process", "command", ["median", "range"], rows)
+    """Times the command line, each command a process of its own."""
+    if report.keys and "fedsim" not in report.keys:
+        return f"### start\n\n{NOBODY}"
+    timings = time_commands(report.repetitions)
+    for name, seconds in timings.items():
+        report.verdicts.append(_bound("start", f"{name}, s", median(seconds), BOUNDS[name]))
+    rows = {name: shown(seconds) for name, seconds in timings.items()}
+    title = "start: seconds from a command's start to its end"
+    return grid(title, "command", ["median", "fastest–slowest"], rows)
 
 
 def memory(report: Report) -> str:
@@ -233,6 +212,13 @@ def _cell(timing: Timing | None) -> str:
     return f"{1e3 * timing.median:.2f}{peak}"
 
 
+def _beside(timing: Timing, first: Timing) -> str:
+    if timing.failure:
+        return "failed"
+    text = f"{1e3 * timing.median:.2f}"
+    return text if timing is first or first.failure else f"{text} ({timing.ratio(first):.2f}×)"
+
+
 def _bound(where: str, what: str, found: float, bound: float, unit: str = "") -> Verdict:
     return Verdict(where, what, f"≤ {bound:g}{unit}", f"{found:.2f}{unit}", found <= bound)
 
@@ -245,6 +231,6 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "cohort": cohort,
     "population": population,
     "fa-hmc": sampling,
-    "memory": memory,
     "start": start,
+    "memory": memory,
 }
