@@ -32,16 +32,18 @@ def check_replies(
     `asked`: the nodes that were sent a message; those that did not answer are failures, too, and
     so are further answers of a node and answers of others.
     """
-    waiting = Counter(asked)
+    asked = tuple(asked)
     if isinstance(replies, Replies):
         # what an engine has averaged, it has checked before
         checked = replies if replies.reduced else check_stack(replies, schema, arrays)
-        failures = list(checked.failures)
+        if not checked.failures and checked.node_ids == asked:
+            return Checked(checked, len(asked), [])
+        failures, waiting = list(checked.failures), Counter(asked)
         waiting.subtract([*checked.node_ids, *(f.node_id for f in failures)])
         kept: Sequence[Message] = replace(checked, failures=[])
         good = len(checked.node_ids)
     else:
-        failures, messages = [], []
+        failures, messages, waiting = [], [], Counter(asked)
         for message in sorted(replies, key=lambda m: m.metadata.src_node_id):
             node_id = message.metadata.src_node_id
             if message.has_error():

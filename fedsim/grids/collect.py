@@ -102,8 +102,8 @@ def reduced(
 
     partitions: of the good ones.
     """
-    nodes = [node_of(partition) for partition in partitions]
-    replies = Replies(tuple(nodes), done.records, done.metrics)
+    nodes = tuple(map(node_of, partitions))
+    replies = Replies(nodes, done.records, done.metrics)
     # the numbers are read once, by the mean: a NaN or Inf of any client is in it
     checked = reduction.check(replies, False)
     means, weight = stack_means(checked.arrays, reduction.weights(checked))
@@ -112,9 +112,11 @@ def reduced(
         means, weight = stack_means(checked.arrays, reduction.weights(checked))
     tree.like(done.records)
     tree.add(leaf, means, weight, owned=len(checked.node_ids) > 1)
-    position = dict(zip(nodes, done.good, strict=True))
-    good = [position[node] for node in checked.node_ids] if checked.failures else done.good
-    errors = {position[failure.node_id]: failure.reason for failure in checked.failures}
+    good, errors = done.good, {}
+    if checked.failures:
+        position = dict(zip(nodes, done.good, strict=True))
+        good = [position[node] for node in checked.node_ids]
+        errors = {position[failure.node_id]: failure.reason for failure in checked.failures}
     return CohortResult(good, {}, checked.metrics, errors, bytes_up=bytes_of(done.records))
 
 
@@ -133,6 +135,8 @@ def joined(parts: Sequence[CohortResult]) -> CohortResult:
     some = [part for part in some if _stacked_form(part) == form]
     if not some:
         return CohortResult([], {}, {}, errors, bytes_up=size)
+    if len(some) == 1 and not errors and some[0].good[-1] == len(some[0].good) - 1:
+        return some[0]  # one block in the cohort's order
     good = [i for part in some for i in part.good]
     records, metrics = some[0].records, some[0].metrics
     if len(some) > 1:

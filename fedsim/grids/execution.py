@@ -100,8 +100,11 @@ def divide(
     """
     forms: dict[object, list[int]] = {}
     by_plan: dict[int, list[int]] = {}  # clients of one size share a plan
-    for i, plan in enumerate(plans):
-        by_plan.setdefault(id(plan), []).append(i)
+    if all(plan is plans[0] for plan in plans):
+        by_plan[id(plans[0])] = [*range(len(plans))]
+    else:
+        for i, plan in enumerate(plans):
+            by_plan.setdefault(id(plan), []).append(i)
     for same in by_plan.values():
         forms.setdefault(form_of(plans[same[0]]), []).extend(same)
     blocks: list[list[int]] = []

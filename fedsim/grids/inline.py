@@ -135,9 +135,11 @@ class InlineGrid(Grid):
         reduction: Reduction | None = None,
     ) -> Replies:
         assert isinstance(self._clients, Cohorts)
-        node_ids, nodes = sorted(node_ids), self.get_node_ids()  # the messages' order is no matter
-        known = [n for n in node_ids if n in nodes]
-        failures = [Failure(n, "no such node") for n in node_ids if n not in nodes]
+        known, nodes = sorted(node_ids), self.get_node_ids()  # the messages' order is no matter
+        failures: list[Failure] = []
+        if known and not (known[0] in nodes and known[-1] in nodes):
+            failures = [Failure(n, "no such node") for n in known if n not in nodes]
+            known = [n for n in known if n in nodes]
         request = _request(message_type)
         if not known:
             return Replies((), {}, {}, failures, request)
@@ -146,7 +148,7 @@ class InlineGrid(Grid):
         done = self._clients.run(message_type, records, config_of(content), partitions, reduction)
         failures += [Failure(known[i], reason) for i, reason in done.errors.items()]
         return Replies(
-            tuple(known[i] for i in done.good),
+            tuple(known if len(done.good) == len(known) else [known[i] for i in done.good]),
             done.records,
             done.metrics,
             failures,

@@ -53,6 +53,12 @@ class Stream:
         return key(self.seed, name, self.server_round) & (2**64 - 1)
 
 
+def rounded(width: int) -> int:
+    """Returns the next of a few widths, at most an eighth more: 8 to each power of two."""
+    step = 1 << max(width.bit_length() - 4, 0)
+    return -(-width // step) * step
+
+
 class Block:
     """The inputs of C clients whose plans differ in nothing but steps and scalars."""
 
@@ -91,7 +97,7 @@ class Block:
         """
         plan, clients = self.plan, len(self.partitions)
         if self.full or plan.batching.kind == "none":
-            rows = self.held.whole() if self.full else np.empty((clients, 0), np.int64)
+            rows = self._whole_shards() if self.full else np.empty((clients, 0), np.int64)
             if not rows.shape[1]:
                 rows = np.full((clients, 1), -1, np.int64)
             return rows[:, None] if self.full or not self.chains else rows[:, None, None]
@@ -106,6 +112,11 @@ class Block:
         found = positions(plan.batching, self.held.sizes, counts, keys, own)
         rows = self.held.index(found)
         return rows if self.chains else rows[:, 0]
+
+    def _whole_shards(self) -> np.ndarray[Any, Any]:
+        """Returns (C, width) rows. Few widths: a graph is traced for each, round after round."""
+        width = int(self.held.sizes.max(initial=0))
+        return self.held.whole(rounded(width) if self.shards.ragged else width)
 
     def _gather(self, rows: np.ndarray[Any, Any], lead: int = 0) -> Batch:
         """Returns the batches of `rows` (*, size) as tensors leading with *.

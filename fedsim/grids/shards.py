@@ -68,9 +68,12 @@ class Held:
             rows = np.where(positions < 0, -1, rows)
         return rows
 
-    def whole(self) -> Integers:
-        """Returns every row of each client as (clients, largest size); −1 pads."""
-        position = np.arange(int(self.sizes.max(initial=0)))
+    def whole(self, width: int | None = None) -> Integers:
+        """Returns every row of each client as (clients, width); −1 pads.
+
+        width: by default the largest size.
+        """
+        position = np.arange(int(self.sizes.max(initial=0)) if width is None else width)
         return self.index(np.where(position < self.sizes[:, None], position, -1))
 
     def flat(self) -> tuple[Integers, Integers]:
@@ -95,6 +98,7 @@ class Shards:
         self._training = Partition.of(data.shards)
         self.sizes = self._training.sizes
         """Rows that each partition trains on, (partitions,) int64."""
+        self.ragged = bool((self.sizes != self.sizes[:1]).any())
         self._evaluation = self._training
         if data.holdouts is not None:
             self._evaluation = Partition.of(data.holdouts)
