@@ -67,7 +67,7 @@ class AppFailed(RunFailed):
     """An app's run that failed; `path` is its folder."""
 
     def __init__(self, reason: str, path: Path) -> None:
-        self.path = path
+        self.reason, self.path = reason, path
         super().__init__(f"{reason}\nrun {path.name} in {path}")
 
 
@@ -87,12 +87,13 @@ def run_app(
     """
     from rich.console import Console
 
-    store = RunStore(Path(out) if out is not None else None)
+    shown = RunStore(Path(out) if out is not None else None)
+    store = RunStore(shown.root.absolute())  # an app may go into another folder
     threads = torch.get_num_threads()
     try:
         with components(spec.project, spec.seed) as (server, client), store.create(spec) as writer:
             if on_start is not None:
-                on_start(writer.path)
+                on_start(shown.root / writer.id)
             with (
                 logs_to(writer.path / LOG, LOGGER),
                 Progress(
@@ -104,9 +105,11 @@ def run_app(
                 ) as progress,
             ):
                 _go(spec, server, client, writer, progress)
+    except AppFailed as error:
+        raise AppFailed(error.reason, shown.root / error.path.name) from error.__cause__
     finally:
         torch.set_num_threads(threads)
-    return store.open(writer.id)
+    return shown.open(writer.id)
 
 
 def _go(
