@@ -89,7 +89,8 @@ class Cohorts:
         reduction: Reduction | None = None,
     ) -> CohortResult:
         """Returns the replies of `partitions` to one message; with `reduction` only their means."""
-        stream = Stream(self.seed, int(config.get("server-round", 0)), message_type)
+        server_round, dispatch = int(config.get("server-round", 0)), int(config.get("dispatch", 0))
+        stream = Stream(self.seed, server_round, message_type, dispatch)
         records = tree_map(lambda t: t.to(self.shards.device), records)
         category, _, action = message_type.partition(".")
         if message_type == "query.num_examples":  # what every node can say without its client
