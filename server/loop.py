@@ -121,8 +121,10 @@ class RoundLoop:
     def _exchange(
         self, server_round: int, index: int, exchange: Exchange, record: ArrayRecord
     ) -> tuple[ArrayRecord | None, MetricRecord | None, Checked]:
-        ask = self._ask_all if exchange.wait is None else self._ask_some
-        checked = ask(server_round, index, exchange, record)
+        if exchange.wait is None:
+            checked = self._ask_all(server_round, index, exchange, record)
+        else:
+            checked = self._ask_some(server_round, exchange.wait, exchange, record)
         gradients = gradients_of(checked.replies)
         with self._seeded(self.config.seed, "aggregate", server_round, index):
             new, metrics = exchange.aggregate(server_round, checked.replies)
@@ -156,15 +158,14 @@ class RoundLoop:
         return checked
 
     def _ask_some(
-        self, server_round: int, index: int, exchange: Exchange, record: ArrayRecord
+        self, server_round: int, wait: int, exchange: Exchange, record: ArrayRecord
     ) -> Checked:
-        """Returns the first replies of those who are under way, as many as are waited for."""
+        """Returns the first `wait` good replies to what is under way."""
         config = {"seed": self.config.seed, "server-round": server_round}
-        assert exchange.wait is not None
-        tolerated = tolerated_failures(exchange.wait, self.config.quorum)
+        tolerated = tolerated_failures(wait, self.config.quorum)
         if self.config.on_bad_reply == "fail":
             tolerated = 0
-        found = self.waiting.collect(server_round, exchange, record, config, tolerated)
+        found = self.waiting.collect(server_round, exchange, record, config, wait, tolerated)
         self.state.totals.bytes_down += found.bytes_down
         self.state.totals.bytes_up += found.bytes_up
         failures = sorted(found.failures, key=lambda f: f.node_id)

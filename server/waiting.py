@@ -77,19 +77,19 @@ class Waiting:
         exchange: Exchange,
         record: ArrayRecord,
         config: Mapping[str, Any],
+        wait: int,
         tolerated: int,
     ) -> Collected:
-        """Sends and receives until `exchange.wait` replies are good.
+        """Sends and receives until `wait` replies are good.
 
         Gives up after more than `tolerated` bad replies, and where nothing is under way.
         config: what `configure` gets, with the number of its calls in this round as `dispatch`
         and the nodes that work on something as `in-flight`.
         """
-        assert exchange.wait is not None
         found = Collected()
         schema = exchange.schema(record)
         dispatch = 0
-        while len(found.pairs) < exchange.wait and len(found.failures) <= tolerated:
+        while len(found.pairs) < wait and len(found.failures) <= tolerated:
             own = ConfigRecord({**config, "dispatch": dispatch, "in-flight": self.busy})
             messages = exchange.configure(server_round, record, own, self.grid)
             messages = messages if isinstance(messages, Broadcast) else list(messages)
@@ -97,7 +97,7 @@ class Waiting:
             found.bytes_down += bytes_sent(messages)
             if not self._sent:
                 break
-            pulled = self._pull(exchange.wait - len(found.pairs))
+            pulled = self._pull(wait - len(found.pairs))
             replies = [reply for _, reply in pulled]
             found.bytes_up += bytes_received(replies)
             checked = check_replies(replies, [s.node_id for s, _ in pulled], schema, record)

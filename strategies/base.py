@@ -44,8 +44,9 @@ class Exchange:
     (clients,) float64 ≥ 0, not normalised, each a function of that client's metrics alone. The
     engine then averages the replies as they come, and memory does not grow with the cohort.
     wait: the number of good replies that the exchange waits for, ≥ 1; None: one for each message.
-    With a number `configure` is called whenever replies have come and more are needed, what is
-    under way stays so over rounds, and `aggregate` gets `Received`, which knows what each answers.
+    At most one exchange of a round has a number. With it, `configure` is called whenever replies
+    have come and more are needed, what is under way stays so over rounds, and `aggregate` gets
+    `Received`, which knows what each reply answers.
     """
 
     message_type: str
