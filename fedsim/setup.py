@@ -6,6 +6,7 @@ Nothing is written and nothing is computed on the clients, so `fedsim check` cal
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from fedsim import batch_norm, reference, registry
 from fedsim.clients.base import Client, DirectClient
-from fedsim.data import FederatedData, build_data
+from fedsim.data import FederatedData, Partition, build_data
 from fedsim.errors import Params, Problem, ScenarioError, UserError
 from fedsim.grids.apps import AppNodes
+from fedsim.grids.clock import SimulatedClock, Work, examples_of
 from fedsim.grids.cohort import Cohorts
 from fedsim.grids.execution import Execution, choose_path
 from fedsim.grids.inline import InlineGrid
@@ -132,6 +134,23 @@ class Setup:
             checkpoint_seconds=s.checkpoint.every_seconds,
             keep=s.checkpoint.keep,
             save_draws=s.posterior.save_draws != "none",
+            clock=self.clock(),
+        )
+
+    def clock(self) -> SimulatedClock | None:
+        """Returns the clock on which the clients take their time; None if none is simulated."""
+        c = self.scenario.clock
+        if c is None:
+            return None
+        return SimulatedClock(
+            self.seed,
+            _work(self.client, Partition.of(self.data.shards)),
+            seconds=c.seconds,
+            seconds_per_example=c.seconds_per_example,
+            latency=c.latency,
+            bandwidth=None if c.megabytes_per_second is None else c.megabytes_per_second * 1e6,
+            sigma=c.sigma if c.speeds == "lognormal" else 0.0,
+            jitter=c.jitter,
         )
 
     def plan(self) -> dict[str, Any]:
@@ -182,6 +201,7 @@ def prepare(scenario: Scenario) -> Setup:
     )
     _check_stopping(setup)
     problems = list(batch_norm.objections(setup))
+    problems += _clock_missing(setup)
     problems += [Problem("posterior.reference", why) for why in reference.objections(setup)]
     if problems:
         raise ScenarioError(problems)
@@ -237,6 +257,41 @@ def _check_stopping(setup: Setup) -> None:
     if stopping.name not in known:
         what = f"is never measured: {stopping.split} has {', '.join(sorted(known))}"
         raise ScenarioError([Problem(field, what, metric)])
+
+
+def _clock_missing(setup: Setup) -> list[Problem]:
+    """Returns why a strategy that does not wait for everybody cannot do without a clock."""
+    strategy = setup.strategy
+    asynchronous = isinstance(strategy, Strategy) and any(
+        exchange.wait is not None for exchange in strategy.exchanges(1)
+    )
+    if not asynchronous or setup.scenario.clock is not None:
+        return []
+    what = (
+        "is required: the strategy updates with the replies that come first, and the engine inline"
+        " answers all messages at once"
+    )
+    return [Problem("clock", what, hint="Write clock: {} for clients of log-normal speeds")]
+
+
+def _work(client: Client | DirectClient | ClientApp, shards: Partition) -> Work:
+    """Returns what says how many examples a client processes on a message.
+
+    They are those that a client of ours plans; for others, its rows.
+    """
+
+    def work(message_type: str, config: Mapping[str, Any], partition: int) -> float:
+        rows = int(shards.sizes[partition])
+        if not isinstance(client, Client):
+            return rows
+        action = message_type.partition(".")[2]
+        acting = client.action(action) if action else client
+        try:
+            return rows if acting is None else examples_of(acting.plan(rows, config), rows)
+        except Exception:  # of a user's client; the engine plans the same and says what is wrong
+            return rows
+
+    return work
 
 
 def check_task(model: FunctionalModel, task: Task, data: FederatedData) -> None:

@@ -44,6 +44,10 @@ class Exchange:
     weights: given if `aggregate` needs no reply's arrays, only their means with these weights
     (clients,) float64 ≥ 0, not normalised, each a function of that client's metrics alone. The
     engine then averages the replies as they come, and memory does not grow with the cohort.
+    wait: the number of good replies that the exchange waits for, ≥ 1; None: one for each message.
+    At most one exchange of a round has a number. With it, `configure` is called whenever replies
+    have come and more are needed, what is under way stays so over rounds, and `aggregate` gets
+    `Received`, which knows what each reply answers.
     """
 
     message_type: str
@@ -51,6 +55,7 @@ class Exchange:
     aggregate: Callable[[int, Iterable[Message]], tuple[ArrayRecord | None, MetricRecord | None]]
     schema: Callable[[ArrayRecord], ReplySchema]
     weights: Callable[[Replies], Tensor] | None = None
+    wait: int | None = None
 
 
 class StrategyParams(errors.Params):
@@ -121,6 +126,10 @@ class Strategy(FlowerStrategy):
     def reply_schema(self, arrays: ArrayRecord) -> ReplySchema:
         """Returns what a train reply must hold: by default one record shaped like `arrays`."""
         return ReplySchema({"arrays": shapes_of(arrays)}, frozenset({"num-examples"}) | self.needs)
+
+    def objections(self, num_nodes: int) -> list[str]:
+        """Returns why the strategy cannot be served by so many nodes."""
+        return []
 
     def is_draw(self, server_round: int) -> bool:
         """Says whether the parameters after this round count as a draw."""

@@ -30,11 +30,15 @@ SHARED = -1
 
 @dataclass(frozen=True)
 class Stream:
-    """Names the random streams of one message: (seed, round, message type)."""
+    """Names the random streams of one message: (seed, round, message type, dispatch).
+
+    dispatch: tells apart messages of one type that a client is sent in one round.
+    """
 
     seed: int
     server_round: int
     message_type: str
+    dispatch: int = 0
 
     def generator(
         self, purpose: str, partition: int, chain: int, step: int, rekeyed: Rekeyed | None = None
@@ -45,12 +49,17 @@ class Stream:
         """
         make = generator if rekeyed is None else rekeyed.at
         name = f"{self.message_type}/{purpose}"
-        return make(self.seed, name, self.server_round, partition, chain, step)
+        return make(self.seed, name, self.server_round, partition, chain, step, *self._again)
 
     def root(self, purpose: str) -> int:
         """Returns the 64-bit number that the purpose's counter-based streams start from."""
         name = f"{self.message_type}/{purpose}"
-        return key(self.seed, name, self.server_round) & (2**64 - 1)
+        return key(self.seed, name, self.server_round, *self._again) & (2**64 - 1)
+
+    @property
+    def _again(self) -> tuple[int, ...]:
+        """The first message of a round has no number in its streams' names."""
+        return (self.dispatch,) if self.dispatch else ()
 
 
 def rounded(width: int) -> int:

@@ -63,7 +63,8 @@ class Order:
 
     def stream(self, seed: int) -> Stream:
         """Returns the name of the message's random streams."""
-        return Stream(seed, int(self.config.get("server-round", 0)), self.message_type)
+        server_round = int(self.config.get("server-round", 0))
+        return Stream(seed, server_round, self.message_type, int(self.config.get("dispatch", 0)))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from fedsim.scenario.components import Components
 from fedsim.scenario.problems import Sources
 from fedsim.scenario.sections import (
     CheckpointParams,
+    ClockParams,
     EarlyStopping,
     EngineParams,
     EvaluateParams,
@@ -62,6 +63,10 @@ class Scenario(Params):
     )
     engine: EngineParams = Field(
         default_factory=EngineParams, description="Where the clients compute."
+    )
+    clock: ClockParams | None = Field(
+        default=None,
+        description="How long clients take on a simulated clock; empty: no time is simulated.",
     )
     evaluate: EvaluateParams = Field(
         default_factory=EvaluateParams, description="When and what to evaluate."

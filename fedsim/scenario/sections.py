@@ -147,6 +147,52 @@ class EarlyStopping(Params):
     )
 
 
+class ClockParams(Params):
+    """A simulated clock: clients take as long as their speeds say, and nothing waits in reality.
+
+    A client's time for a message is the network's, plus seconds + seconds_per_example · examples,
+    divided by its speed; examples are those in the minibatches that it computes.
+    """
+
+    seconds_per_example: float = Field(
+        default=0.001,
+        ge=0,
+        description="Seconds that the median client computes for an example of a minibatch, ≥ 0.",
+    )
+    seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds that the median client needs for a message beside that, ≥ 0.",
+    )
+    latency: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds that a message and its reply are on the way together, ≥ 0.",
+    )
+    megabytes_per_second: float | None = Field(
+        default=None,
+        gt=0,
+        description="Bandwidth of a client in each direction, in 10^6 bytes a second, > 0; a reply"
+        " is taken to be as large as its message. Empty: no limit.",
+    )
+    speeds: Literal["lognormal", "equal"] = Field(
+        default="lognormal",
+        description="The clients' speeds, drawn once for the run's seed: log-normal with median 1,"
+        " or all 1.",
+    )
+    sigma: float = Field(
+        default=1.0,
+        ge=0,
+        description="Standard deviation σ of the logarithm of log-normal speeds, ≥ 0.",
+    )
+    jitter: float = Field(
+        default=0.0,
+        ge=0,
+        description="Standard deviation of the logarithm of a factor that is drawn anew for each"
+        " message, ≥ 0.",
+    )
+
+
 class CheckpointParams(Params):
     """How often the state of a run is saved, so that it can be resumed."""
 
