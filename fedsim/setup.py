@@ -20,7 +20,6 @@ from fedsim import batch_norm, reference, registry
 from fedsim.clients.base import Client, DirectClient
 from fedsim.data import FederatedData, Partition, build_data
 from fedsim.errors import Params, Problem, ScenarioError, UserError
-from fedsim.grids.apps import AppNodes
 from fedsim.grids.clock import SimulatedClock, Work, examples_of
 from fedsim.grids.cohort import Cohorts
 from fedsim.grids.execution import Execution, choose_path
@@ -68,7 +67,7 @@ class Setup:
         engine, dtype = self.scenario.engine, getattr(torch, self.execution.dtype)
         nodes = len(self.data.shards)
         if engine.name == "ray":
-            return InlineGrid(self._on_ray(), nodes, seed=self.seed)
+            return self._on_ray()
         if isinstance(self.client, ClientApp):
             return InlineGrid(self.client, nodes, seed=self.seed)
         shards = Shards(self.data, dtype, torch.device(self.execution.device))
@@ -90,19 +89,21 @@ class Setup:
         pool.connect(engine, cpus())
         return pool.worker_count(engine)
 
-    def _on_ray(self) -> Cohorts | AppNodes:
-        """Returns what computes the clients on a cluster's workers."""
+    def _on_ray(self) -> InlineGrid:
+        """Returns the engine over clients that are computed by a cluster's workers."""
         from fedsim.grids.ray_apps import RayAppNodes
         from fedsim.grids.ray_cohorts import RayCohorts
+        from fedsim.grids.ray_grid import RayGrid
 
         engine, deadline = self.scenario.engine, self.scenario.deadline
         workers, needs = self.connect(), engine.client_resources
+        nodes = len(self.data.shards)
         if isinstance(self.client, ClientApp):
-            nodes = len(self.data.shards)
-            return RayAppNodes(self.client, nodes, self.seed, workers, needs, deadline)
+            apps = RayAppNodes(self.client, nodes, self.seed, workers, needs, deadline)
+            return InlineGrid(apps, nodes, seed=self.seed)
         shards = Shards(self.data, getattr(torch, self.execution.dtype))
         budget = engine.state_budget_mb * 2**20
-        return RayCohorts(
+        cohorts = RayCohorts(
             self.client,
             self.data,
             shards,
@@ -113,6 +114,9 @@ class Setup:
             needs,
             deadline,
         )
+        if asynchronous(self.strategy) and self.scenario.clock is None:
+            return RayGrid(cohorts, nodes, seed=self.seed)
+        return InlineGrid(cohorts, nodes, seed=self.seed)
 
     def loop_config(self) -> LoopConfig:
         """Returns what the round loop needs of the scenario."""
@@ -261,17 +265,25 @@ def _check_stopping(setup: Setup) -> None:
 
 def _clock_missing(setup: Setup) -> list[Problem]:
     """Returns why a strategy that does not wait for everybody cannot do without a clock."""
-    strategy = setup.strategy
-    asynchronous = isinstance(strategy, Strategy) and any(
-        exchange.wait is not None for exchange in strategy.exchanges(1)
-    )
-    if not asynchronous or setup.scenario.clock is not None:
+    if not asynchronous(setup.strategy) or setup.scenario.clock is not None:
         return []
-    what = (
-        "is required: the strategy updates with the replies that come first, and the engine inline"
-        " answers all messages at once"
+    on_ray = setup.scenario.engine.name == "ray"
+    if on_ray and not isinstance(setup.client, ClientApp):
+        return []  # where clients take as long as they take
+    what = "is required: the strategy updates with the replies that come first, and "
+    what += (
+        "Flower's ClientApps answer together"
+        if on_ray
+        else "the engine inline answers all messages at once"
     )
     return [Problem("clock", what, hint="Write clock: {} for clients of log-normal speeds")]
+
+
+def asynchronous(strategy: FlowerStrategy) -> bool:
+    """Says whether the strategy goes on before everybody has replied."""
+    return isinstance(strategy, Strategy) and any(
+        exchange.wait is not None for exchange in strategy.exchanges(1)
+    )
 
 
 def _work(client: Client | DirectClient | ClientApp, shards: Partition) -> Work:

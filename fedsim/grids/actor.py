@@ -208,5 +208,6 @@ def _shared(sent: tuple[np.ndarray[Any, Any], bool]) -> Tensor:
 
 def _copied(sent: tuple[np.ndarray[Any, Any], bool]) -> Tensor:
     array, bfloat = sent
-    tensor = torch.from_numpy(array).clone()
+    tensor = torch.empty(array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype)
+    tensor.numpy()[...] = array
     return tensor.view(torch.bfloat16) if bfloat else tensor

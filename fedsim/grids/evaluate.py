@@ -110,11 +110,14 @@ def evaluate_job(
     owners, who = np.unique(owner[there], return_inverse=True)
     index = torch.from_numpy(rows[there]).to(held.table.weight.device)
     weight = held.table.weight[index].cpu().double().numpy()
+
+    def summed(of_rows: Floats) -> Floats:
+        return np.bincount(who, of_rows, len(owners)).astype(np.float64, copy=False)
+
     sums = {
-        name: np.bincount(who, weight * value.cpu().double().numpy()[there], len(owners))
-        for name, value in values.items()
+        name: summed(weight * value.cpu().double().numpy()[there]) for name, value in values.items()
     }
-    return Sums(owners, np.bincount(who, weight, len(owners)), sums)
+    return Sums(owners, summed(weight), sums)
 
 
 def evaluation_means(sizes: Integers, jobs: Iterable[Sums]) -> Values:

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from fedsim._flower import Run, set_identity, set_message_id
 from fedsim.grids.apps import AppNodes
 from fedsim.grids.cohort import Cohorts
+from fedsim.grids.collect import CohortResult
 from fedsim.grids.nodes import FIRST_NODE_ID, partition_of
 from fedsim.messages import (
     Arrays,
@@ -146,17 +147,7 @@ class InlineGrid(Grid):
         records = {name: to_tensors(r) for name, r in content.array_records.items()}
         partitions = [partition_of(n) for n in known]
         done = self._clients.run(message_type, records, config_of(content), partitions, reduction)
-        failures += [Failure(known[i], reason) for i, reason in done.errors.items()]
-        return Replies(
-            tuple(known if len(done.good) == len(known) else [known[i] for i in done.good]),
-            done.records,
-            done.metrics,
-            failures,
-            request,
-            reduced=done.reduced,
-            means=done.means,
-            bytes_up=done.bytes_up,
-        )
+        return replies_of(done, known, request, failures)
 
     def record(self) -> dict[str, Any]:
         """Returns what was decided and spent while running."""
@@ -180,6 +171,25 @@ class InlineGrid(Grid):
             return
         assert self._apps is not None
         self._apps.load_state_dict(tensors, plain)
+
+
+def replies_of(
+    done: CohortResult,
+    nodes: Sequence[int],
+    request: Callable[[int], Message],
+    failures: Iterable[Failure] = (),
+) -> Replies:
+    """Returns a cohort's result as the replies of its nodes."""
+    return Replies(
+        tuple(nodes if len(done.good) == len(nodes) else [nodes[i] for i in done.good]),
+        done.records,
+        done.metrics,
+        [*failures, *(Failure(nodes[i], reason) for i, reason in done.errors.items())],
+        request,
+        reduced=done.reduced,
+        means=done.means,
+        bytes_up=done.bytes_up,
+    )
 
 
 def _request(message_type: str) -> Callable[[int], Message]:

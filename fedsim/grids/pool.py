@@ -6,6 +6,7 @@ another one, and the result is the same.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -42,6 +43,17 @@ class _Worker:
     place: Place | None = None
 
 
+@dataclass
+class _Flight:
+    """A call under way. until: when it is given up. deaths: workers that died over it."""
+
+    number: int
+    call: Call
+    until: float
+    handle: Any = None
+    deaths: int = 0
+
+
 class Late:
     """The result of a call whose worker did not answer within the deadline."""
 
@@ -53,6 +65,9 @@ class Pool:
         """make: returns the handle of a new actor with a method `place`."""
         self._make = make
         self._slots: list[_Worker] = [self._started() for _ in range(count)]
+        self._flights: dict[Any, _Flight] = {}  # by Ray's reference to the result
+        self._results: dict[int, Any] = {}  # by number, until somebody asks
+        self._count = 0
         self.lost = 0
         """Workers that died or were ended because they hung."""
         self._await_first()
@@ -82,49 +97,91 @@ class Pool:
     def run(self, calls: Sequence[Call], deadline: float | None = None) -> list[Any]:
         """Returns the calls' results in order; a Late where a worker has not answered by then.
 
-        deadline: seconds from now.
-        Raises RunFailed if a call kills one worker after the other, or raises.
+        deadline: seconds from now. Raises RunFailed if a call kills one worker after the other, or
+        raises.
         """
+        numbers = [self.submit(call, deadline) for call in calls]
+        while not self._results.keys() >= set(numbers):
+            self._wait(None)
+        return [self._results.pop(number) for number in numbers]
+
+    def submit(self, call: Call, deadline: float | None = None) -> int:
+        """Starts a call on the worker with least to do; returns a number for it."""
+        self._count += 1
+        until = math.inf if deadline is None else time.monotonic() + deadline
+        self._start(_Flight(self._count, call, until))
+        return self._count
+
+    def done(self) -> dict[int, Any]:
+        """Returns the results of submitted calls that are done by now, by number, each once.
+
+        Raises RunFailed as `run` does.
+        """
+        while self._wait(0.0):
+            pass
+        results, self._results = self._results, {}
+        return results
+
+    @property
+    def queued(self) -> int:
+        """Calls under way for each worker, rounded down."""
+        return len(self._flights) // max(len(self._slots), 1)
+
+    def _wait(self, timeout: float | None) -> bool:
+        """Waits for the next call that is done; returns whether there was one in time."""
         import ray
 
-        results: list[Any] = [None] * len(calls)
-        deaths = Counter[int]()
-        until = None if deadline is None else time.monotonic() + deadline
-        pending: dict[Any, tuple[int, Any]] = {}
-        handles = self.alive()
-        for number, call in enumerate(calls):
-            handle = handles[number % len(handles)]
-            pending[call(handle)] = number, handle
-        while pending:
-            timeout = None if until is None else max(until - time.monotonic(), 0.0)
-            ready, _ = ray.wait(list(pending), num_returns=1, timeout=timeout)
-            if not ready:
-                for number, handle in pending.values():
-                    results[number] = Late()
-                    self.replace(handle)
-                return results
-            number, handle = pending.pop(ready[0])
-            try:
-                results[number] = ray.get(ready[0])
-                if getattr(results[number], "stuck", False):
-                    self.replace(handle)
-            except ray.exceptions.RayTaskError as error:
-                raise RunFailed(f"a worker failed: {_last_line(error)}") from error
-            except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-                deaths[number] += 1
-                if deaths[number] == TRIES:
-                    raise RunFailed(
-                        f"{TRIES} workers died one after the other over the same clients:"
-                        f" {_last_line(error)}"
-                    ) from error
-                self.replace(handle)
-                handles = self.alive()
-                busy = Counter(id(other) for _, other in pending.values())
-                handle = min(handles, key=lambda each: busy[id(each)])
-                pending[calls[number](handle)] = number, handle
-            except ray.exceptions.RayError as error:
-                raise RunFailed(f"Ray: {_last_line(error)}") from error
-        return results
+        if not self._flights:
+            return False
+        first = min(flight.until for flight in self._flights.values())
+        if first < math.inf:
+            left = max(first - time.monotonic(), 0.0)
+            timeout = left if timeout is None else min(timeout, left)
+        ready, _ = ray.wait(list(self._flights), num_returns=1, timeout=timeout)
+        for reference in ready:
+            self._land(reference)
+        if not ready:
+            self._give_up_late()
+        return bool(ready)
+
+    def _start(self, flight: _Flight) -> None:
+        busy = Counter(id(other.handle) for other in self._flights.values())
+        flight.handle = min(self.alive(), key=lambda each: busy[id(each)])
+        self._flights[flight.call(flight.handle)] = flight
+
+    def _land(self, reference: Any) -> None:
+        """Takes the result of a call that is done; starts it again if its worker has died."""
+        import ray
+
+        flight = self._flights.pop(reference)
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise RunFailed(f"a worker failed: {_last_line(error)}") from error
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+            flight.deaths += 1
+            if flight.deaths == TRIES:
+                raise RunFailed(
+                    f"{TRIES} workers died one after the other over the same clients:"
+                    f" {_last_line(error)}"
+                ) from error
+            self.replace(flight.handle)
+            self._start(flight)
+            return
+        except ray.exceptions.RayError as error:
+            raise RunFailed(f"Ray: {_last_line(error)}") from error
+        if getattr(result, "stuck", False):
+            self.replace(flight.handle)
+        self._results[flight.number] = result
+
+    def _give_up_late(self) -> None:
+        """Gives up the calls whose time is over, and their workers."""
+        now = time.monotonic()
+        late = {r: flight for r, flight in self._flights.items() if flight.until <= now}
+        for reference, flight in late.items():
+            del self._flights[reference]
+            self.replace(flight.handle)
+            self._results[flight.number] = Late()
 
     def replace(self, handle: Any) -> None:
         """Ends a worker that is lost or hung and starts another in its place."""
@@ -181,7 +238,7 @@ def resources() -> str:
     """Returns what the cluster has, in words."""
     import ray
 
-    found = ray.cluster_resources()
+    found = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = found.get("CPU", 0), found.get("GPU", 0)
     return f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
 
@@ -237,7 +294,8 @@ def worker_count(engine: EngineParams) -> int:
     """
     import ray
 
-    needs, found = engine.client_resources, ray.cluster_resources()
+    needs = engine.client_resources
+    found = ray.cluster_resources()  # type: ignore[no-untyped-call]
     room = [int(found.get("CPU", 0) / needs.cpus)] if needs.cpus else []
     room += [int(found.get("GPU", 0) / needs.gpus)] if needs.gpus else []
     most = min(room)

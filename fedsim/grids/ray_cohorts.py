@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
+from flwr.app import RecordDict
 
 from fedsim.clients.base import Client, DirectClient
 from fedsim.data import FederatedData
@@ -28,6 +29,7 @@ from fedsim.grids.pool import GRACE, Late, Pool, dashboard
 from fedsim.grids.shards import Shards
 from fedsim.grids.worker import Order, Share
 from fedsim.means import MeanTree
+from fedsim.messages import config_of, to_tensors
 from fedsim.scenario.sections import ClientResources
 
 T = TypeVar("T")
@@ -60,6 +62,7 @@ class RayCohorts(Cohorts):
         site = stored(Site(client, only, execution, seed))
         kind = ray.remote(Actor).options(num_cpus=needs.cpus, num_gpus=needs.gpus, max_restarts=0)
         self._pool = Pool(lambda: kind.remote(site), workers)
+        self._told: tuple[RecordDict, Order, Any] | None = None  # the last single message
         self._graphs, self._trace_seconds = 0, 0.0
         self._halved: list[int] = []
         self._seen: list[dict[str, Any]] = []
@@ -113,6 +116,35 @@ class RayCohorts(Cohorts):
             self._note(trained)
         self._note_places(order)
         return joined(parts), tree
+
+    def start(self, content: RecordDict, message_type: str, partition: int) -> int:
+        """Starts computing one message to one client; returns its number for `finished`."""
+        if self._told is None or self._told[0] is not content:
+            records = {name: to_tensors(r) for name, r in content.array_records.items()}
+            order = Order(message_type, records, config_of(content), deadline=self._deadline)
+            self._told = content, order, stored(order)
+        _, order, told = self._told
+        shares, states = [Share(0, [0], [partition])], self.states.select([partition])
+        patience = None
+        if self._deadline is not None:  # those that a worker has before it take their time, too
+            patience = (self._pool.queued + 1) * self._deadline + GRACE
+        self._note_places(order)
+        return self._pool.submit(lambda h: h.train.remote(told, shares, states), patience)
+
+    def finished(self) -> dict[int, CohortResult]:
+        """Returns what has been computed since the last call, by number."""
+        results: dict[int, CohortResult] = {}
+        for number, out in self._pool.done().items():
+            if isinstance(out, Late):
+                reason = f"no answer within {self._deadline:g} s (deadline)"
+                results[number] = CohortResult([], {}, {}, {0: reason})
+                continue
+            trained = _not_refused(out)
+            for partitions, kept in trained.kept:
+                self.states.scatter(partitions, kept)
+            self._note(trained)
+            results[number] = trained.done
+        return results
 
     def _evaluated(
         self, order: Order, partitions: Sequence[int], jobs: Sequence[Job]

@@ -30,6 +30,7 @@ from tests.engines.toys import Memory, same_bits
 
 ray = pytest.importorskip("ray")
 CPUS = 4
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all of them
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -309,3 +310,28 @@ def test_runs_of_neighbours_are_complete_and_about_equal(costs: list[int], parts
     if found:
         fair = sum(costs) / len(found)
         assert max(map(sum, found)) <= fair + 2 * max(costs) or len(costs) < 2 * parts
+
+
+def test_asynchronous_rounds_on_a_real_clock() -> None:
+    strategy = {
+        "strategy": {"name": "fedbuff", "concurrency": 4, "buffer_size": 2},
+        "client": {"name": "sgd", "lr": 0.1, "batch_size": 8},
+        "rounds": 30,
+    }
+    state, log = finish(scenario("mlp", strategy, on_ray(2)))
+    losses = [log.metrics[r, "client"]["loss"] for r in range(1, 31)]
+    assert np.mean(losses[-5:]) < 0.9 * losses[0]
+    assert state.totals.dropped == 0
+    assert max(log.metrics[r, "train"]["staleness_max"] for r in range(1, 31)) >= 1
+
+
+def test_asynchronous_rounds_on_a_simulated_clock_are_those_of_inline() -> None:
+    strategy = {
+        "strategy": {"name": "fedbuff", "concurrency": 4, "buffer_size": 2},
+        "client": {"name": "sgd", "lr": 0.1, "batch_size": 8},
+        "clock": {},
+        "rounds": 5,
+    }
+    expected, _ = finish(scenario("mlp", strategy, {}))
+    found, _ = finish(scenario("mlp", strategy, on_ray(2)))
+    assert same_bits(found.arrays, expected.arrays)
