@@ -45,10 +45,10 @@ sweep: $(VENV)/.installed ## Choose the main experiment's prior precision and te
 	$(BIN)/fedsim run scenarios/sweeps/fahmc_noniid.yaml $(ARGS)
 
 test: $(VENV)/.installed ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 test-slow: $(VENV)/.installed ## Run the statistical and other long tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow $(ARGS)
 
 lint: $(VENV)/.installed ## Check style, formatting and types
 	$(BIN)/ruff check .
