@@ -17,6 +17,8 @@ from fedsim.errors import FedsimError, UserError
 TIMEOUT = 60.0
 """Seconds that an answer may take."""
 REFUSED = "AuthenticationError"
+FEW_TRIES = {"RAY_NUM_REDIS_GET_RETRIES": "3"}
+"""Of a second each; Ray makes twenty before it says that its token is refused."""
 
 
 def ask(address: str, environment: dict[str, str]) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def ask(address: str, environment: dict[str, str]) -> dict[str, Any]:
     try:
         done = subprocess.run(
             words,
-            env={**os.environ, **environment},
+            env={**os.environ, **FEW_TRIES, **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -23,6 +23,10 @@ SCHEDULER, STORE = "raylet", "gcs_server"
 GRACE = 8.0
 """Seconds that a group of processes has to end by itself."""
 
+STORE_GRACE = 2.0
+"""The same for the control store, which waits for other machines' nodes to hang up. It has nothing
+to save: it keeps all in memory."""
+
 
 def members(session: int) -> list[psutil.Process]:
     """Returns the living processes of a session, and those that they started elsewhere."""
@@ -88,7 +92,7 @@ def end(session: int, remembered: Sequence[Process]) -> int:
         for each in group:
             with suppress(psutil.Error):
                 each.terminate()
-        psutil.wait_procs(group, timeout=GRACE)
+        psutil.wait_procs(group, timeout=STORE_GRACE if group is groups[-1] else GRACE)
     late = [each for each in {*found, *members(session)} if _lives(each)]
     for each in late:
         with suppress(psutil.Error):

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.cluster import local, processes
+import pytest
+
+from fedsim.cli.guard import execute
+from fedsim.cluster import local, probe, processes
 
 DRIVER = Path(__file__).with_name("driver.py")
 STORE = 100 * local.MIB
@@ -98,3 +101,26 @@ def end_session(session: int) -> None:
 def left(session: int) -> list[str]:
     """Returns the command lines of what still runs in a session."""
     return [" ".join(each.cmdline()) for each in processes.members(session)]
+
+
+def strangers(joining: Mapping[str, str], folder: Path) -> dict[str, dict[str, str]]:
+    """Returns the environments of those who have no token, and of those who have another.
+
+    joining: the environment of a driver that is let in. folder: their home.
+    """
+    without = {name: value for name, value in joining.items() if "AUTH" not in name}
+    other = folder / "another"
+    other.write_text("0" * 64)
+    # Ray looks into the home folder by itself, and tries many times.
+    hurried = {"HOME": str(folder), **probe.FEW_TRIES}
+    return {
+        "without": {**without, **hurried},
+        "wrong": {**joining, **hurried, "RAY_AUTH_TOKEN_PATH": str(other)},
+    }
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Calls fedsim; returns exit status, output and complaints."""
+    capsys.readouterr()
+    status = execute(list(arguments))
+    return status, *capsys.readouterr()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.cluster import connect
+from fedsim.cluster import connect, probe
 from tests.cluster.nodes import SECONDS, Nodes, answer, environment, start_driver
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow]
@@ -36,7 +36,8 @@ def test_status_on_the_heads_host(two_hosts: Nodes) -> None:
 
 
 def test_other_machines_do_not_reach_it_without_the_token(two_hosts: Nodes) -> None:
-    stranger = start_driver(two_hosts.address, connect.COMMON, (), two_hosts.prefix)
+    joining = {**connect.COMMON, **probe.FEW_TRIES}
+    stranger = start_driver(two_hosts.address, joining, (), two_hosts.prefix)
     _, complaint = stranger.communicate(timeout=SECONDS)
     assert stranger.returncode != 0
     assert "AuthenticationError" in complaint

@@ -1,35 +1,29 @@
-"""A cluster of two nodes on one machine: who is let in, what is said of it, how it ends."""
+"""Two nodes on one machine: who is let in, what is said of them, how they end."""
 
 from __future__ import annotations
 
 import json
 import re
-import stat
 from pathlib import Path
 
 import pytest
 
 import fedsim
-from fedsim.cli.guard import execute
-from fedsim.cluster import connect, processes, state
+from fedsim.cluster import probe, processes, state
+from fedsim.errors import UserError
 from tests.cluster.nodes import (
     SECONDS,
     Nodes,
     answer,
+    call,
     end_session,
     left,
     start_driver,
     start_node,
+    strangers,
 )
 
-pytestmark = pytest.mark.xdist_group("ray")
-
-
-def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Calls fedsim; returns exit status, output and complaints."""
-    capsys.readouterr()
-    status = execute(list(arguments))
-    return status, *capsys.readouterr()
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow]
 
 
 def test_a_driver_with_the_token_runs_on_both_nodes_and_imports_what_was_shipped(
@@ -53,20 +47,8 @@ def test_a_driver_with_the_token_runs_on_both_nodes_and_imports_what_was_shipped
         assert files[mine.stem] != mine
 
 
-def strangers(two_nodes: Nodes, folder: Path) -> dict[str, dict[str, str]]:
-    """Returns the environments of those who have no token, and of those who have another."""
-    without = {name: value for name, value in two_nodes.environment.items() if "AUTH" not in name}
-    other = folder / "another"
-    other.write_text("0" * 64)
-    # Ray looks into the home folder by itself.
-    return {
-        "without": {**without, "HOME": str(folder)},
-        "wrong": {**two_nodes.environment, "RAY_AUTH_TOKEN_PATH": str(other)},
-    }
-
-
 def test_without_the_token_nobody_joins(two_nodes: Nodes, tmp_path: Path) -> None:
-    outside = strangers(two_nodes, tmp_path)
+    outside = strangers(two_nodes.environment, tmp_path)
     drivers = {name: start_driver(two_nodes.address, each) for name, each in outside.items()}
     nodes = {
         name: start_node(two_nodes.address, "127.0.0.4", each) for name, each in outside.items()
@@ -84,23 +66,13 @@ def test_without_the_token_nobody_joins(two_nodes: Nodes, tmp_path: Path) -> Non
         for node in nodes.values():
             end_session(node.pid)
     assert all(left(node.pid) == [] for node in nodes.values())
+    with pytest.raises(UserError, match="refuses this token, or the lack of one"):
+        probe.ask(two_nodes.address, outside["wrong"])
     assert len(answer(start_driver(two_nodes.address, two_nodes.environment))["nodes"]) == 2
 
 
-def test_the_token_is_for_its_owner_alone(two_nodes: Nodes) -> None:
-    cluster = state.read()
-    assert isinstance(cluster, state.Local)
-    assert re.fullmatch("[0-9a-f]{64}", cluster.token.read_text())
-    for path, mode in (
-        (cluster.token, 0o600),
-        (cluster.token.parent, 0o700),
-        (cluster.folder, 0o700),
-    ):
-        assert stat.S_IMODE(path.stat().st_mode) == mode
-
-
 def test_status_shows_the_nodes(two_nodes: Nodes, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, err = command(capsys, "cluster", "status", "--json")
+    status, out, err = call(capsys, "cluster", "status", "--json")
     assert (status, err) == (0, "")
     found = json.loads(out)
     assert found["address"] == two_nodes.address
@@ -110,18 +82,6 @@ def test_status_shows_the_nodes(two_nodes: Nodes, capsys: pytest.CaptureFixture[
     assert found["total"]["object_store_mib"] == 200
     assert found["ray"] == state.read().ray
     assert Path(found["logs"]).is_dir()
-
-
-def test_only_one_cluster_is_up(two_nodes: Nodes, capsys: pytest.CaptureFixture[str]) -> None:
-    status, _, err = command(capsys, "cluster", "up", "--port", "0")
-    assert status == 2
-    assert f"already running at {two_nodes.address}" in err
-
-
-def test_auto_is_the_cluster_that_is_up(two_nodes: Nodes) -> None:
-    at = connect.resolve("auto")
-    assert at == two_nodes.address
-    assert connect.environment(at) == two_nodes.environment
 
 
 def test_down_ends_what_up_started_and_nothing_else(
@@ -134,14 +94,9 @@ def test_down_ends_what_up_started_and_nothing_else(
     assert {processes.SCHEDULER, processes.STORE} <= {each.name() for each in mine}
     bystander = processes.members(two_nodes.sessions[1])
     assert processes.SCHEDULER in {each.name() for each in bystander}
-    status, out, _ = command(capsys, "cluster", "down")
+    status, out, _ = call(capsys, "cluster", "down")
     assert status == 0
     assert f"processes of the cluster at {cluster.address}" in out
     assert [each for each in mine if each.is_running()] == []
     assert processes.members(cluster.session) == []
     assert processes.SCHEDULER in {each.name() for each in bystander if each.is_running()}
-    assert not cluster.token.exists()
-    assert command(capsys, "cluster", "down")[:2] == (
-        0,
-        "There is no cluster that `fedsim cluster up` started.\n",
-    )
