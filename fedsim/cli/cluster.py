@@ -197,7 +197,7 @@ def _print_local(cluster: Local, to: Console) -> None:
         to,
     )
     to.print("Try", style="bold")
-    to.print("  fedsim run scenarios/digits.yaml --engine ray --set engine.address=auto")
+    to.print("  fedsim run mine.yaml --engine ray --set engine.address=auto")
     to.print("  fedsim cluster status")
     to.print("  fedsim cluster down")
 

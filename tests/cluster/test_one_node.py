@@ -46,12 +46,12 @@ def test_a_driver_with_the_token_joins(cluster: state.Local) -> None:
 def test_a_driver_without_it_or_with_another_does_not(cluster: state.Local, tmp_path: Path) -> None:
     outside = strangers(connect.of_local(cluster), tmp_path)
     drivers = [start_driver(cluster.address, each) for each in outside.values()]
+    with pytest.raises(UserError, match="refuses this token, or the lack of one"):
+        probe.ask(cluster.address, outside["wrong"])
     for driver in drivers:
         _, complaint = driver.communicate(timeout=SECONDS)
         assert driver.returncode != 0
         assert "AuthenticationError" in complaint
-    with pytest.raises(UserError, match="refuses this token, or the lack of one"):
-        probe.ask(cluster.address, outside["wrong"])
 
 
 def test_the_token_is_for_its_owner_alone(cluster: state.Local) -> None:
