@@ -78,15 +78,14 @@ def main(address: str) -> None:
 
 
 def _node(node: dict[str, Any]) -> dict[str, Any]:
+    port = node.get("MetricsExportPort", 0)  # negative while Ray looks for one
     return {
         "id": node["NodeID"],
         "host": node["NodeManagerAddress"],
         "name": node["NodeManagerHostname"],
         "alive": node["Alive"],
         **_counts(node["Resources"]),
-        "metrics": f"http://{node['NodeManagerAddress']}:{port}/metrics"
-        if (port := node.get("MetricsExportPort"))
-        else None,
+        "metrics": f"http://{node['NodeManagerAddress']}:{port}/metrics" if port > 0 else None,
     }
 
 
