@@ -30,7 +30,7 @@ from fedsim.messages import Arrays
 from fedsim.models import FunctionalModel, Task, build_model, build_task
 from fedsim.random import integer
 from fedsim.scenario import Scenario
-from fedsim.scenario.components import Imported
+from fedsim.scenario.components import COMPONENTS, Imported
 from fedsim.scenario.sections import EngineParams
 from fedsim.server.evaluation import metric_names
 from fedsim.server.state import LoopConfig, Stopping
@@ -86,7 +86,7 @@ class Setup:
             return 0
         from fedsim.grids import pool
 
-        pool.connect(engine, cpus())
+        pool.connect(engine, cpus(), _own_modules(self.scenario))
         return pool.worker_count(engine)
 
     def _on_ray(self) -> InlineGrid:
@@ -436,6 +436,16 @@ def _execution(scenario: Scenario, model: FunctionalModel) -> Execution:
         trace=engine.trace,
         why=why,
     )
+
+
+def _own_modules(scenario: Scenario) -> list[str]:
+    """Returns the modules that the scenario names by import path."""
+    sections = (getattr(scenario, name) for name in COMPONENTS)
+    paths = [
+        getattr(section, "name" if isinstance(section, Imported) else "factory", "")
+        for section in sections
+    ]
+    return [path.partition(":")[0] for path in paths if path]
 
 
 def cpus() -> int:

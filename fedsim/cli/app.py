@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import fedsim
-from fedsim.cli import data, describe, run, stored, tune
+from fedsim.cli import cluster, data, describe, run, stored, tune
 
 app = typer.Typer(
     name="fedsim",
@@ -26,6 +26,7 @@ app.command(rich_help_panel=RUNNING)(run.run)
 app.command(rich_help_panel=RUNNING)(run.compare)
 app.command(rich_help_panel=RUNNING)(run.resume)
 app.command(rich_help_panel=RUNNING)(tune.tune)
+app.add_typer(cluster.app, name="cluster", rich_help_panel=RUNNING)
 app.command(rich_help_panel=RESULTS)(stored.runs)
 app.command(rich_help_panel=RESULTS)(stored.show)
 app.command(rich_help_panel=RESULTS)(stored.report)

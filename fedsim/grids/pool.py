@@ -6,14 +6,17 @@ another one, and the result is the same.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from fedsim.cluster.connect import environment, resolve
 from fedsim.errors import RunFailed, UserError
 from fedsim.grids.actor import Place, send_tensors_by_numpy
 from fedsim.scenario.sections import EngineParams
@@ -253,38 +256,59 @@ def dashboard() -> str:
     return f"http://{url}" if url else ""
 
 
-def connect(engine: EngineParams, cpus: int) -> None:
+def connect(engine: EngineParams, cpus: int, modules: Iterable[str] = ()) -> None:
     """Connects this process to the scenario's cluster, or starts Ray on this machine.
 
-    cpus: those of this machine that may be used. Raises UserError where that fails.
+    cpus: those of this machine that may be used. modules: the user's, by name, which other machines
+    need beside fedsim. Raises UserError where that fails.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
+    global _connected
+    if importlib.util.find_spec("ray") is None:
         raise UserError(
             "the engine ray needs Ray, which is not installed: pip install 'fedsim-fl[ray]'"
-        ) from error
-    global _connected
+        )
+    address = None if engine.address is None else resolve(engine.address)
+    # Ray reads these when it is imported
+    os.environ.update(environment(address or ""))
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
     if not ray.is_initialized():
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if engine.address is None:
+        if address is None:
             wanted = (engine.workers or 1) * engine.client_resources.cpus
             _connected = ray.init(
                 "local",
-                num_cpus=max(cpus, -int(-wanted // 1)),
+                num_cpus=max(cpus, math.ceil(wanted)),
                 object_store_memory=engine.object_store_mb * 10**6,
                 include_dashboard=False,
                 **quiet,
             )
         else:
             try:
-                _connected = ray.init(engine.address, **quiet)
+                _connected = ray.init(address, runtime_env=shipped(modules), **quiet)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(
-                    f"there is no Ray cluster at {engine.address}: {_last_line(error)}"
+                    f"there is no Ray cluster at {engine.address}, or it does not let us in:"
+                    f" {_last_line(error)}"
                 ) from error
     send_tensors_by_numpy(copy=False)
+
+
+def shipped(modules: Iterable[str]) -> dict[str, Any]:
+    """Returns the runtime environment that brings fedsim and the user's modules to the workers.
+
+    Packages that pip has installed here are the cluster's own matter.
+    """
+    paths = []
+    for name in dict.fromkeys(["fedsim", *(module.partition(".")[0] for module in modules)]):
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            continue
+        origin = Path(spec.origin)
+        if name == "fedsim" or not {"site-packages", "dist-packages"} & set(origin.parts):
+            paths.append(str(origin.parent if origin.name == "__init__.py" else origin))
+    return {"py_modules": paths}
 
 
 def worker_count(engine: EngineParams) -> int:
