@@ -241,7 +241,7 @@ def resources() -> str:
     """Returns what the cluster has, in words."""
     import ray
 
-    found = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    found = ray.cluster_resources()
     cpus, gpus = found.get("CPU", 0), found.get("GPU", 0)
     return f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
 
@@ -319,7 +319,7 @@ def worker_count(engine: EngineParams) -> int:
     import ray
 
     needs = engine.client_resources
-    found = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    found = ray.cluster_resources()
     room = [int(found.get("CPU", 0) / needs.cpus)] if needs.cpus else []
     room += [int(found.get("GPU", 0) / needs.gpus)] if needs.gpus else []
     most = min(room)

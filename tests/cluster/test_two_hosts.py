@@ -11,6 +11,7 @@ import pytest
 
 from fedsim.cluster import connect, probe
 from tests.cluster.nodes import SECONDS, Nodes, answer, environment, start_driver
+from tests.cluster.scenarios import assert_the_same_on
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow]
 
@@ -41,3 +42,9 @@ def test_other_machines_do_not_reach_it_without_the_token(two_hosts: Nodes) -> N
     _, complaint = stranger.communicate(timeout=SECONDS)
     assert stranger.returncode != 0
     assert "AuthenticationError" in complaint
+
+
+def test_a_scenario_runs_across_both_and_gives_the_same_bits(
+    two_hosts: Nodes, tmp_path: Path
+) -> None:
+    assert_the_same_on(two_hosts, tmp_path)

@@ -22,6 +22,7 @@ from tests.cluster.nodes import (
     start_node,
     strangers,
 )
+from tests.cluster.scenarios import assert_the_same_on
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow]
 
@@ -100,3 +101,9 @@ def test_down_ends_what_up_started_and_nothing_else(
     assert [each for each in mine if each.is_running()] == []
     assert processes.members(cluster.session) == []
     assert processes.SCHEDULER in {each.name() for each in bystander if each.is_running()}
+
+
+def test_a_scenario_runs_across_both_and_gives_the_same_bits(
+    two_nodes: Nodes, tmp_path: Path
+) -> None:
+    assert_the_same_on(two_nodes, tmp_path)
