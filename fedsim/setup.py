@@ -226,8 +226,8 @@ def _clock_missing(setup: Setup) -> list[Problem]:
     if not asynchronous or setup.scenario.clock is not None:
         return []
     what = (
-        "is required: the strategy updates with the replies that come first, and the engine inline"
-        " answers all messages at once"
+        "is required: the strategy updates with the replies that come first, and the engine"
+        f" {setup.scenario.engine.name} answers all messages at once"
     )
     return [Problem("clock", what, hint="Write clock: {} for clients of log-normal speeds")]
 
