@@ -13,7 +13,7 @@ Staleness shortens the step: the sum is divided by Σ w_i, not by Σ s(τ_i) w_i
 of FedAsync (Xie, Koyejo, Gupta, "Asynchronous Federated Optimization", arXiv 1903.03934).
 
 A round of the run is one update. Where all clients take equally long, and as many are at work as
-the buffer holds, no update is stale, and with η_g = 1 this is FedAvg.
+the buffer holds, no update is stale, and with η_g = 1 this is FedAvg with the same weights.
 """
 
 from __future__ import annotations
