@@ -23,5 +23,10 @@ class Recorder(Protocol):
     def end_round(self, round: int) -> None: ...
     def save_draw(self, round: int, draw: Mapping[str, Tensor]) -> None: ...
     def save_checkpoint(
-        self, round: int, tensors: Mapping[str, Tensor], state: object, keep: int = 2
+        self,
+        round: int,
+        tensors: Mapping[str, Tensor],
+        state: object,
+        keep: int = 2,
+        keep_every: int = 0,
     ) -> None: ...

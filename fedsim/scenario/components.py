@@ -22,6 +22,7 @@ from fedsim.scenario.sections import (
     EarlyStopping,
     EngineParams,
     EvaluateParams,
+    FaultsParams,
     PosteriorParams,
 )
 from fedsim.scenario.sentences import mistakes_of
@@ -33,6 +34,7 @@ SECTIONS: dict[str, type[Params]] = {
     "early_stopping": EarlyStopping,
     "checkpoint": CheckpointParams,
     "posterior": PosteriorParams,
+    "faults": FaultsParams,
 }
 
 

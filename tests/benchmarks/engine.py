@@ -71,7 +71,12 @@ class Nowhere:
         """Drops it."""
 
     def save_checkpoint(
-        self, round: int, tensors: Mapping[str, Tensor], state: object, keep: int = 2
+        self,
+        round: int,
+        tensors: Mapping[str, Tensor],
+        state: object,
+        keep: int = 2,
+        keep_every: int = 0,
     ) -> None:
         """Drops it."""
 
