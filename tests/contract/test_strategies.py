@@ -70,9 +70,10 @@ def flowers(name: str, **more: Any) -> Any:
 
 
 def ours(name: str, **more: Any) -> Strategy:
-    """Returns a strategy of ours with what it needs: a small step size."""
+    """Returns a strategy of ours with what it needs: a small step size, and few steps."""
     kind = registry.load("strategies", name)
-    given = {"step_size": 0.01} if "step_size" in kind.Params.model_fields else {}
+    small = {"step_size": 0.01, "leapfrog_steps": 2, "steps_per_round": 2}
+    given = {key: value for key, value in small.items() if key in kind.Params.model_fields}
     return kind(kind.Params(**given | more))  # type: ignore[no-any-return]
 
 

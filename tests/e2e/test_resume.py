@@ -13,9 +13,13 @@ import pytest
 from fedsim import Run, RunStore, Scenario, UserError, run
 from fedsim.runs import RunWriter
 from tests.e2e.conftest import Command
-from tests.e2e.scenarios import SMALL, THREE, by_group, same_bits, write
+from tests.e2e.scenarios import SMALL, by_group, same_bits, write
 
-GROUPS = ("averaging", "adaptive", "sampling")
+GROUPS = ("averaging", "adaptive", "half")
+BATCH = (
+    SMALL + "compare: {averaging: {}, adaptive: {strategy: FedAdam}, half: {strategy:"
+    " {fraction_train: 0.5}}}\n"
+)
 QUIET = ("--no-report",)
 
 
@@ -52,7 +56,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_batch_that_was_cut_off_goes_on_where_it_was(fedsim: Command) -> None:
-    write(THREE)
+    write(BATCH)
     assert fedsim("run", "scenario.yaml", *QUIET, "--out", "whole").status == 0
     with interrupted("adaptive"):
         assert fedsim("run", "scenario.yaml", *QUIET).status == 130
@@ -63,7 +67,7 @@ def test_a_batch_that_was_cut_off_goes_on_where_it_was(fedsim: Command) -> None:
     assert again.status == 0, again.err
     assert f"fedsim: averaging is finished as {first.id}\n" in again.err
     assert f"fedsim: adaptive continues {second.id} after round 4\n" in again.err
-    assert "fedsim: sampling starts anew; runs has no unfinished run of this" in again.err
+    assert "fedsim: half starts anew; runs has no unfinished run of this" in again.err
     found = by_group(stored())
     assert len(stored()) == 3
     for group, whole in by_group(stored("whole")).items():
@@ -79,7 +83,7 @@ def test_a_batch_that_was_cut_off_goes_on_where_it_was(fedsim: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", ["--set=rounds=7", "--seeds=1", "--set=client.lr=0.2", "--set=engine.chunk=3"]
+    "changed", ["--set=rounds=7", "--seeds=1", "--set=strategy=FedAdam", "--set=engine.chunk=3"]
 )
 def test_only_exactly_the_same_is_continued(fedsim: Command, changed: str) -> None:
     write(SMALL)
@@ -217,7 +221,7 @@ def factory(info, hidden=WIDTH):
         changed.setattr(model.factory, "__defaults__", (7,))
         result = fedsim("resume", left.id)
     assert result.status == 2
-    assert "'1.bias' is (5,) float32 there, and (7,) float32 in the model now" in result.err
+    assert "'1.weight' is (5, 64) float32 there, and (7, 64) float32 in the model now" in result.err
     assert "go back to that code, or start the run anew" in result.err
     assert tree(left.path) == before
     assert RunStore().list().to_dict("records") == index
