@@ -11,12 +11,14 @@ are no threads that a fork would lose.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from fedsim.cli.guard import execute
 from fedsim.grids import cohort, inline
 from fedsim.runs import checkpoint, database, draws, files, lines, writer
 from fedsim.server import evaluation, loop
-from fedsim.strategies import base
+from fedsim.strategies import sampler
 
 Place = tuple[Any, str]
 
@@ -76,8 +78,8 @@ def _writes(name: str) -> Callable[..., bool]:
 
 
 STEPS: dict[str, Any] = {
-    "before configure": before((base.Strategy, "configure_train")),
-    "after configure": after((base.Strategy, "configure_train")),
+    "before configure": before((sampler.Sampler, "configure_train")),
+    "after configure": after((sampler.Sampler, "configure_train")),
     "as messages are sent": before((inline.InlineGrid, "send_and_receive")),
     "while clients compute": after((cohort, "run_mapped")),
     "as a client's state is kept": before((cohort.Cohorts, "_keep")),
@@ -126,13 +128,13 @@ def arm(step: str, count: int) -> None:
 
 def slow(seconds: float) -> None:
     """Makes each round take longer."""
-    real = base.Strategy.configure_train
+    real = loop.RoundLoop._round
 
-    def waiting(*arguments: Any) -> Any:
+    def waiting(self: loop.RoundLoop, server_round: int) -> None:
         time.sleep(seconds)
-        return real(*arguments)
+        real(self, server_round)
 
-    base.Strategy.configure_train = waiting  # type: ignore[method-assign]
+    loop.RoundLoop._round = waiting  # type: ignore[method-assign]
 
 
 def start(order: dict[str, Any]) -> int:
@@ -157,8 +159,16 @@ def start(order: dict[str, Any]) -> int:
         os._exit(status)
 
 
+def preload() -> None:
+    """Imports what a run imports late."""
+    for name in ("pandas", "sklearn.datasets", "rich.live", "arviz", "h5netcdf"):
+        with suppress(ImportError):
+            importlib.import_module(name)
+
+
 def main() -> None:
     """Serves orders until standard input ends."""
+    preload()
     for line in sys.stdin:
         order = json.loads(line)
         child = start(order)

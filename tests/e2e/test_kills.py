@@ -39,7 +39,7 @@ checkpoint: {every_rounds: 2, keep: 1, keep_every: 4}
 posterior: {probes: 4}
 evaluate: {server_every: 1, clients_every: 2}
 early_stopping: {patience: 50}
-engine: {threads: 1, chunk: 2}
+engine: {threads: 1, chunk: 2, trace: false}
 strategy:
   {name: fa-hmc, step_size: 0.02, leapfrog_steps: 3, chains: 2, burn_in: 1, control_variate: true,
    fraction_train: 0.75}
@@ -55,6 +55,12 @@ STEPS = [
     "as the result is written", "before the run is marked finished",
     "after the run is marked finished",
 ]  # fmt: skip
+QUICK = {
+    "as messages are sent", "mid-aggregate", "mid-evaluation", "while metrics are flushed",
+    "before a checkpoint", "between its two files", "after it is renamed, before pruning",
+    "after a checkpoint",
+}  # fmt: skip
+"""The steps of the fast tests."""
 ONCE = {STEPS[i] for i in (-1, -2, -3)} | {"while an old one is pruned"}
 """What a run comes to once."""
 
@@ -171,7 +177,9 @@ def whole(zygote: Zygote) -> Run:
     return found
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in STEPS]
+)
 def test_killed_at_a_step(zygote: Zygote, whole: Run, step: str) -> None:
     folder = zygote.folder / step.replace(" ", "-").replace("'", "")
     count = 1 if step in ONCE else 3
