@@ -61,7 +61,7 @@ QUICK = {
     "after a checkpoint",
 }  # fmt: skip
 """The steps of the fast tests."""
-ONCE = {STEPS[i] for i in (-1, -2, -3)} | {"while an old one is pruned"}
+ONCE = {STEPS[i] for i in (-1, -2, -3)} | {"while an old one is pruned", "while events are flushed"}
 """What a run comes to once."""
 
 
