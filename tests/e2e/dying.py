@@ -140,9 +140,10 @@ def slow(seconds: float) -> None:
 def start(order: dict[str, Any]) -> int:
     """Forks a process that runs the command; returns its id."""
     child = os.fork()
+    # What it starts belongs to its group, and must go with it; both sides set it, whoever is first.
+    os.setpgid(child, child)
     if child:
         return child
-    os.setpgid(0, 0)  # what it starts belongs to its group, and must go with it
     null = os.open(os.devnull, os.O_RDWR)
     errors = os.open(order["errors"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for descriptor, target in ((null, 0), (null, 1), (errors, 2)):

@@ -192,7 +192,7 @@ def test_robustness(follow: Follow) -> None:
         "faults_dropped", "faults_late", "faults_nan", "faults_corrupted", "faults_flipped"
     }  # fmt: skip
     assert (counts.sum() > 0).all()
-    assert run.summary["metrics"]["test.accuracy"] > 0.7
+    assert run.summary["metrics"]["test.accuracy"] > 0.5
 
 
 def test_bring_your_own_model(follow: Follow) -> None:
