@@ -152,6 +152,11 @@ def test_every_class_of_flower_is_sorted_into_served_or_refused() -> None:
 AVERAGES = [*OURS, "FedAvg", "FedMedian", "FedProx", "FedTrimmedAvg", "Krum", "MultiKrum"]
 
 
+OF_ENGINES = {
+    "test_the_numbers_are_those_of_other_engines", "test_a_resumed_run_ends_in_the_same_bits",
+}  # fmt: skip
+
+
 class TestEveryStrategy(StrategyContract):
     """The suite that third parties run, over all strategies."""
 
@@ -175,6 +180,15 @@ class TestEveryStrategy(StrategyContract):
 
     def make_client(self, strategy: Any, model: FunctionalModel) -> Client:
         return client_for(strategy, model)
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """On the first engine all of it; on the others what they differ in, the rest if slow."""
+        if "engine" not in metafunc.fixturenames:
+            return
+        first, *others = self.engines
+        if metafunc.function.__name__ not in OF_ENGINES:
+            others = [pytest.param(name, marks=pytest.mark.slow) for name in others]
+        metafunc.parametrize("engine", [first, *others])
 
     def test_its_state_can_be_saved(self) -> None:
         assert resumable(self.make())
