@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
 
@@ -32,7 +33,10 @@ from fedsim.random import integer
 from fedsim.scenario import Scenario
 from fedsim.scenario.components import COMPONENTS, Imported
 from fedsim.scenario.sections import EngineParams
+from fedsim.server import faults
 from fedsim.server.evaluation import metric_names
+from fedsim.server.faults import FaultyGrid
+from fedsim.server.recorder import Recorder
 from fedsim.server.state import LoopConfig, Stopping
 from fedsim.strategies.base import Strategy
 from fedsim.strategies.flower import DEFAULT_CLIENT, build_flower, flower_params, objections
@@ -118,6 +122,13 @@ class Setup:
             return RayGrid(cohorts, nodes, seed=self.seed)
         return InlineGrid(cohorts, nodes, seed=self.seed)
 
+    def with_faults(self, grid: Grid, recorder: Recorder) -> Grid:
+        """Returns the grid whose replies go wrong as the scenario's section `faults` says."""
+        params = self.scenario.faults
+        if params is None:
+            return grid
+        return FaultyGrid(grid, params, len(self.data.shards), self.seed, recorder)
+
     def loop_config(self) -> LoopConfig:
         """Returns what the round loop needs of the scenario."""
         s = self.scenario
@@ -137,6 +148,7 @@ class Setup:
             checkpoint_rounds=s.checkpoint.every_rounds,
             checkpoint_seconds=s.checkpoint.every_seconds,
             keep=s.checkpoint.keep,
+            keep_every=s.checkpoint.keep_every,
             save_draws=s.posterior.save_draws != "none",
             clock=self.clock(),
         )
@@ -207,6 +219,8 @@ def prepare(scenario: Scenario) -> Setup:
     problems = list(batch_norm.objections(setup))
     problems += _clock_missing(setup)
     problems += [Problem("posterior.reference", why) for why in reference.objections(setup)]
+    if scenario.faults is not None:
+        problems += faults.objections(scenario.faults, len(data.shards))
     if problems:
         raise ScenarioError(problems)
     return setup

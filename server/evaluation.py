@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import RunFailed
+from fedsim.errors import RunFailed, UserError
 from fedsim.grids.shards import Table
 from fedsim.messages import Arrays
 from fedsim.metrics import classification
@@ -129,7 +129,14 @@ class Evaluator:
         return dict(self._sums), {"draws": self.draws}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Restores them."""
+        """Restores them; raises UserError if they are of other examples."""
+        for split, total in tensors.items():
+            rows = len(self.tables[split]) if split in self.tables else 0
+            if len(total) != rows:
+                raise UserError(
+                    f"the run cannot go on from its checkpoint: it has predictions of {len(total)}"
+                    f" {split} rows, and the data now has {rows}"
+                )
         self._sums, self.draws = dict(tensors), int(plain["draws"])
 
     def _mean(self, members: Tensor) -> Tensor:

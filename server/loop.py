@@ -22,14 +22,15 @@ from fedsim.messages import Arrays, Broadcast, Received, Reduction, stack, to_re
 from fedsim.random import seeded_globals
 from fedsim.server.check import Checked, StackCheck, check_replies, finite
 from fedsim.server.evaluation import Evaluator
+from fedsim.server.faults import FaultyGrid
 from fedsim.server.recorder import Recorder
+from fedsim.server.restore import names_of, restore_strategy
 from fedsim.server.state import LoopConfig, LoopState, Metrics, Totals
 from fedsim.server.traffic import bytes_received, bytes_sent, gradients_of
 from fedsim.server.waiting import Waiting, tolerated_failures
 from fedsim.strategies.base import Exchange, ReplySchema, Strategy
 from fedsim.strategies.flower import (
     exchanges_of,
-    load_strategy_state,
     strategy_state,
     weight_key,
 )
@@ -283,6 +284,8 @@ class RoundLoop:
         for name in names:
             system[name] = float(totals[name] - getattr(before, name))
         system["clients_per_second"] = cohort / max(system["seconds"], 1e-9)
+        if isinstance(self.grid, FaultyGrid):
+            system |= self.grid.take_counts()
         return system
 
     def _log(self, server_round: int, split: str, metrics: Metrics) -> Metrics:
@@ -307,6 +310,7 @@ class RoundLoop:
             "totals": vars(state.totals),
             "best": [state.best, state.best_round, state.waited, state.stopped],
             "order": list(state.arrays),
+            "strategies": names_of(self.strategy),
         }
         parts: dict[str, Any] = {"strategy": strategy_state(self.strategy)}
         if self.waiting.busy:
@@ -318,11 +322,13 @@ class RoundLoop:
         for part, (part_tensors, part_plain) in parts.items():
             tensors |= {f"{part}/{k}": v for k, v in part_tensors.items()}
             plain[part] = part_plain
-        self.recorder.save_checkpoint(state.round, tensors, plain, self.config.keep)
+        c = self.config
+        self.recorder.save_checkpoint(state.round, tensors, plain, c.keep, c.keep_every)
         self._saved_round, self._saved_at = state.round, time.monotonic()
 
     def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Restores what `save` saved."""
+        """Restores what `save` saved; raises UserError if the strategy or model is another."""
+        restore_strategy(tensors, plain, self.strategy, self.state.arrays)
         parts: dict[str, Arrays] = {}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
@@ -332,7 +338,6 @@ class RoundLoop:
         state.best_arrays = parts.get("best")
         state.round, state.totals = int(plain["round"]), Totals(**plain["totals"])
         state.best, state.best_round, state.waited, state.stopped = plain["best"]
-        load_strategy_state(self.strategy, parts.get("strategy", {}), plain["strategy"])
         if "grid" in plain:
             grid: Any = self.grid
             grid.load_state_dict(parts.get("grid", {}), plain["grid"])

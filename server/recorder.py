@@ -23,7 +23,12 @@ class Recorder(Protocol):
     def end_round(self, round: int) -> None: ...
     def save_draw(self, round: int, draw: Mapping[str, Tensor]) -> None: ...
     def save_checkpoint(
-        self, round: int, tensors: Mapping[str, Tensor], state: object, keep: int = 2
+        self,
+        round: int,
+        tensors: Mapping[str, Tensor],
+        state: object,
+        keep: int = 2,
+        keep_every: int = 0,
     ) -> None: ...
 
 
@@ -52,6 +57,11 @@ class Nowhere:
         """Drops it."""
 
     def save_checkpoint(
-        self, round: int, tensors: Mapping[str, Tensor], state: object, keep: int = 2
+        self,
+        round: int,
+        tensors: Mapping[str, Tensor],
+        state: object,
+        keep: int = 2,
+        keep_every: int = 0,
     ) -> None:
         """Drops it."""

@@ -37,6 +37,7 @@ class LoopConfig:
     checkpoint_rounds: int = 10
     checkpoint_seconds: float | None = None
     keep: int = 2
+    keep_every: int = 0
     save_draws: bool = True
     clock: SimulatedClock | None = None
 

@@ -76,6 +76,24 @@ Address = Annotated[
         show_default=False,
     ),
 ]
+EngineOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="engine.FIELD=VALUE",
+        help="Replace a value of the engine that changes no number; may be given several times.",
+        show_default=False,
+    ),
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        "--resume",
+        metavar="auto",
+        help="auto: continue what an earlier call of the same scenarios left unfinished.",
+        show_default=False,
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option(

@@ -30,6 +30,7 @@ def run(
     seeds: options.Seeds = None,
     engine: options.Engine = None,
     address: options.Address = None,
+    resume: options.Resume = None,
     out: options.Out = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -39,14 +40,13 @@ def run(
 
     All of it is checked before anything starts.
     """
-    _refuse_mixtures(scenarios, app, nodes, engine, address)
+    _refuse_mixtures(scenarios, app, nodes, engine, address, resume)
     show = _Output(out, as_json, quiet, no_report)
     if app is not None:
         _run_app(app, overrides or [], nodes, seeds, show)
     else:
-        _run_scenarios(
-            scenarios or [], options.overrides_of(overrides, seeds, engine, address), show
-        )
+        given = options.overrides_of(overrides, seeds, engine, address)
+        _run_scenarios(scenarios or [], given, show, resume)
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,15 @@ def _refuse_mixtures(
     nodes: int | None,
     engine: str | None,
     address: str | None,
+    resume: str | None,
 ) -> None:
     from fedsim.errors import UserError
 
+    if resume not in (None, "auto"):
+        raise UserError(
+            f"--resume takes auto, not {resume!r}; a run of your choice is continued by fedsim"
+            " resume RUN_ID"
+        )
     if app is None:
         if not scenarios:
             raise UserError("there is nothing to run: name a scenario file, or a folder with --app")
@@ -86,16 +92,21 @@ def _refuse_mixtures(
         mistakes.append("--address goes with --engine ray, and a Flower app runs on inline")
     if engine not in (None, "inline"):
         mistakes.append(f"a Flower app runs on the engine inline, not on {engine}")
+    if resume is not None:
+        mistakes.append("a Flower app's run cannot be resumed: leave out --resume")
     if mistakes:
         raise UserError("\n".join(mistakes))
 
 
-def _run_scenarios(paths: list[str], given: list[str], show: _Output) -> None:
+def _run_scenarios(
+    paths: list[str], given: list[str], show: _Output, resume: str | None = None
+) -> None:
     from fedsim.runner import run_specs
 
     specs = load_specs(paths, given)
     words = [*paths, *(word for text in given for word in ("--set", text))]
-    _run_and_show(partial(run_specs, specs), len(specs), _texts(paths), words, show)
+    execute = partial(run_specs, specs, resume="auto" if resume else None)
+    _run_and_show(execute, len(specs), _texts(paths), words, show)
 
 
 def _run_app(
@@ -151,17 +162,23 @@ def compare(
 
 def resume(
     run_id: options.RunId,
+    overrides: options.EngineOverrides = None,
+    engine: options.Engine = None,
     out: options.Out = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     no_report: options.NoReport = False,
 ) -> None:
-    """Continue a run that was interrupted, failed or died, to the same final bits."""
+    """Continue a run that was interrupted, failed or died, to the same final bits.
+
+    It may go on on another engine, or with other threads: with whatever changes no number.
+    """
     from fedsim import runner
     from fedsim.cli.output import progress_console
 
     finished = runner.resume(
         run_id,
+        overrides=options.overrides_of(overrides, engine=engine),
         out=out,
         console=progress_console(quiet),
         on_start=lambda folder: interrupt.note(folder, out=out),

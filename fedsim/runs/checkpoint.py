@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
+OLDEST = 1  # the first format that is still read
 FOLDER = "checkpoints"
 _PREFIX = "round-"
 
@@ -56,8 +57,12 @@ def save(
     *,
     seconds: float = 0.0,
     keep: int = 2,
+    keep_every: int = 0,
 ) -> Path:
-    """Writes the checkpoint of `round` and removes all but the newest `keep`.
+    """Writes the checkpoint of `round` and removes those that nobody asked to keep.
+
+    The newest `keep` stay, and the first one of each `keep_every` rounds (0: of none). It costs
+    what the state does; how many rounds were run before makes no difference.
 
     Raises:
       TypeError: a state that is not JSON or a dtype that safetensors lacks.
@@ -93,40 +98,57 @@ def save(
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync_folder(folder)
-        for old in _rounds(run)[keep:]:
+        there = _rounds(run)
+        for old in sorted(set(there) - kept(there, keep, keep_every)):
             _remove(_path(run, old))
     return final
 
 
+def kept(rounds: Sequence[int], keep: int, keep_every: int) -> set[int]:
+    """Returns the rounds whose checkpoints stay: the newest, and the first of each period.
+
+    The first at or after round keep_every, at or after 2 · keep_every, and so on: checkpoints by
+    the clock seldom fall on a multiple.
+    """
+    newest_first = sorted(rounds, reverse=True)
+    firsts = {round // keep_every: round for round in newest_first} if keep_every else {}
+    return {*newest_first[:keep], *(round for period, round in firsts.items() if period)}
+
+
 def newest(run: Path, on_invalid: Callable[[int, str], None]) -> Checkpoint | None:
-    """Returns the newest valid checkpoint, or None if there is none.
+    """Returns the newest valid checkpoint, or None if none was ever written.
 
     Args:
       run: the run's folder.
       on_invalid: called with the round and the reason of every torn or corrupt one it skips.
 
     Raises:
-      UserError: the newest one was written by a newer fedsim.
+      UserError: the newest one is of a format that this fedsim does not read, or all are damaged.
     """
+    damaged = []
     for found in _rounds(run):
         try:
             return read(_path(run, found))
         except DamagedError as reason:
+            damaged.append(f"round {found}: {reason}")
             on_invalid(found, str(reason))
+    if damaged:
+        raise UserError(
+            f"no checkpoint of run {run.name} can be read ({'; '.join(damaged)}): start it anew"
+            f" with fedsim run {run / 'scenario.yaml'}"
+        )
     return None
 
 
 def read(path: Path) -> Checkpoint:
-    """Returns the checkpoint in `path`; raises DamagedError, or UserError if it is too new."""
+    """Returns the checkpoint in `path`.
+
+    Raises DamagedError if it is torn or corrupt, UserError if its format is not known.
+    """
     try:
         text = (path / "state.json").read_text()
         manifest = exact.loads(text)
-        version = manifest["format"]
-        if version > FORMAT:
-            raise UserError(
-                f"{path} was written by a newer fedsim (checkpoint format {version}; "
-                f"this one reads up to {FORMAT}): upgrade fedsim to resume it"
-            )
+        _check_format(path, manifest["format"])
         arrays = (path / "arrays.safetensors").read_bytes()
         body = text[text.index(', "state": ') + len(', "state": ') : text.rindex("}")]
         if _digest(arrays) != manifest["arrays"] or _digest(body.encode()) != manifest["checksum"]:
@@ -135,6 +157,19 @@ def read(path: Path) -> Checkpoint:
         return Checkpoint(manifest["round"], values, manifest["state"], manifest["seconds"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"it cannot be read: {error}") from error
+
+
+def _check_format(path: Path, version: int) -> None:
+    if version > FORMAT:
+        raise UserError(
+            f"{path} was written by a newer fedsim (checkpoint format {version}; "
+            f"this one reads up to {FORMAT}): upgrade fedsim to resume it"
+        )
+    if version < OLDEST:
+        raise UserError(
+            f"{path} was written by an older fedsim (checkpoint format {version}; "
+            f"this one reads from {OLDEST} on): resume it with that version, or start anew"
+        )
 
 
 def remove_after(run: Path, round: int) -> None:

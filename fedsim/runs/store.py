@@ -103,6 +103,8 @@ class RunStore:
     def resume(self, run_id: str) -> RunWriter:
         """Takes up a run that did not finish; `load_checkpoint` and `truncate_after` come next.
 
+        Until `truncate_after` nothing is lost: a UserError leaves the run as it was.
+
         Raises:
           UserError: there is no such run, it is finished, or another process writes it.
         """
@@ -110,7 +112,7 @@ class RunStore:
         lock = RunLock(path)
         index = None
         try:
-            entry = record.Record.load(path)
+            before, entry = record.Record.load(path), record.Record.load(path)
             if entry.status == "finished":
                 raise UserError(f"run {entry.id} is finished: there is nothing to resume")
             index = database.connect(self.root)
@@ -118,10 +120,8 @@ class RunStore:
             entry.status = "running"
             entry.started, entry.pid, entry.host = utc_now(), os.getpid(), socket.gethostname()
             entry.save(path)
-            (path / "summary.json").unlink(missing_ok=True)
-            writer = RunWriter(path, entry, lock, index)
-            # The lines may end in a torn one, and the index may lack the last lines.
-            writer.truncate_after(2**62)
+            writer = RunWriter(path, entry, lock, index, before)
+            writer.mend()
             changed = environment.differences(Run(path).environment, environment.describe())
             writer.event("resumed", None, changed=changed)
         except BaseException:

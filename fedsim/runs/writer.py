@@ -11,14 +11,16 @@ from __future__ import annotations
 import sqlite3
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from fedsim.errors import RunFailed
+import yaml
+
+from fedsim.errors import RunFailed, UserError
 from fedsim.runs import checkpoint, database, exact, record, rows, tensors
 from fedsim.runs.draws import DrawWriter
 from fedsim.runs.files import disk_errors, write_bytes
@@ -45,8 +47,15 @@ class RunWriter:
     """
 
     def __init__(
-        self, path: Path, entry: record.Record, lock: RunLock, index: sqlite3.Connection
+        self,
+        path: Path,
+        entry: record.Record,
+        lock: RunLock,
+        index: sqlite3.Connection,
+        before: record.Record | None = None,
     ) -> None:
+        """before: what was known of a run that is taken up, which comes back if it is refused."""
+        self._before = before
         self.id = entry.id
         self.path = path
         self._record = entry
@@ -168,7 +177,12 @@ class RunWriter:
     # Checkpoints
 
     def save_checkpoint(
-        self, round: int, tensors: Mapping[str, torch.Tensor], state: object, keep: int = 2
+        self,
+        round: int,
+        tensors: Mapping[str, torch.Tensor],
+        state: object,
+        keep: int = 2,
+        keep_every: int = 0,
     ) -> None:
         """Makes everything logged durable, then saves what the run continues from.
 
@@ -177,18 +191,27 @@ class RunWriter:
           tensors: by name, any dtype and shape; come back bit for bit, on the CPU.
           state: JSON-able; floats and integers come back exactly, tuples as lists.
           keep: how many checkpoints stay, ≥ 1; the second is for the day the first is damaged.
+          keep_every: beside them, the first checkpoint of every so many rounds stays; 0: none.
         """
         for file in (self._metrics, self._client_metrics, self._events):
             file.sync()
         self._draws.flush()
         self._commit()
-        checkpoint.save(self.path, round, tensors, state, seconds=self._seconds(), keep=keep)
+        checkpoint.save(
+            self.path,
+            round,
+            tensors,
+            state,
+            seconds=self._seconds(),
+            keep=keep,
+            keep_every=keep_every,
+        )
 
     def load_checkpoint(self) -> tuple[int, dict[str, torch.Tensor], Any] | None:
-        """Returns (round, tensors, state) of the newest valid checkpoint, or None.
+        """Returns (round, tensors, state) of the newest valid checkpoint, None if there is none.
 
-        A torn or corrupt one is skipped, with an event and a warning. Raises UserError if the
-        newest was written by a newer fedsim.
+        A torn or corrupt one is skipped, with an event and a warning. Raises UserError if all are,
+        or if the newest is of a format that this fedsim does not read.
         """
         found = checkpoint.newest(self.path, self._skipped)
         if found is None:
@@ -198,13 +221,24 @@ class RunWriter:
 
     def truncate_after(self, round: int) -> None:
         """Removes metrics, events, draws and checkpoints of later rounds; -1 removes all."""
-        for file in (self._metrics, self._client_metrics, self._events):
-            file.flush()
-            file.keep(lambda row: row["round"] is None or row["round"] <= round)
+        self._before = None
+        self._keep(lambda row: row["round"] is None or row["round"] <= round)
         self._draws.truncate_after(round)
         checkpoint.remove_after(self.path, round)
+        (self.path / "summary.json").unlink(missing_ok=True)
         self._round = round
         self.reindex()
+
+    def mend(self) -> None:
+        """Drops the torn line that a kill may have left, and brings the index up to date."""
+        self._keep(lambda row: True)
+        self.reindex()
+
+    def replace_scenario(self, scenario: Mapping[str, Any], changed: Mapping[str, object]) -> None:
+        """Writes the scenario that the run goes on with, and an event with what has changed."""
+        text = yaml.safe_dump(dict(scenario), sort_keys=False, allow_unicode=True)
+        write_bytes(self.path / "scenario.yaml", text.encode())
+        self.event("engine_changed", None, changed=dict(changed))
 
     # Life
 
@@ -255,8 +289,14 @@ class RunWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Marks a run that an exception ends as interrupted or failed, and closes."""
-        if error is not None and not self._closed:
+        """Marks a run that an exception ends as interrupted or failed, and closes.
+
+        A run that is refused when it is taken up (UserError) is left as it was.
+        """
+        if isinstance(error, UserError) and self._before is not None and not self._closed:
+            self._before.save(self.path)
+            self.reindex()
+        elif error is not None and not self._closed:
             status: record.Status = "failed"
             if isinstance(error, KeyboardInterrupt):
                 status = "interrupted"
@@ -274,6 +314,11 @@ class RunWriter:
             database.index_folder(self._index, self.path)
 
     # Inside
+
+    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        for file in (self._metrics, self._client_metrics, self._events):
+            file.flush()
+            file.keep(wanted)
 
     def _enter(self, round: int) -> None:
         """Commits the rounds before, at the first word of a new one, if it is time."""

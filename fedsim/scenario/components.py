@@ -23,6 +23,7 @@ from fedsim.scenario.sections import (
     EarlyStopping,
     EngineParams,
     EvaluateParams,
+    FaultsParams,
     PosteriorParams,
 )
 from fedsim.scenario.sentences import mistakes_of
@@ -35,6 +36,7 @@ SECTIONS: dict[str, type[Params]] = {
     "early_stopping": EarlyStopping,
     "checkpoint": CheckpointParams,
     "posterior": PosteriorParams,
+    "faults": FaultsParams,
 }
 
 

@@ -22,6 +22,7 @@ from fedsim.scenario.sections import (
     EarlyStopping,
     EngineParams,
     EvaluateParams,
+    FaultsParams,
     PosteriorParams,
 )
 
@@ -97,6 +98,9 @@ class Scenario(Params):
     )
     posterior: PosteriorParams = Field(
         default_factory=PosteriorParams, description="What is kept and checked of posterior draws."
+    )
+    faults: FaultsParams | None = Field(
+        default=None, description="What goes wrong on purpose; empty: nothing."
     )
     compare: dict[str, dict[str, Any]] = Field(
         default_factory=dict,

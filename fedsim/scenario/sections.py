@@ -17,6 +17,7 @@ ENGINES = {
 
 # A list of the file becomes a tuple: the sections are frozen, their items stay strictly typed.
 Splits = Annotated[tuple[Split, ...], Field(strict=False)]
+Partitions = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
 
 
 class ClientResources(Params):
@@ -102,6 +103,10 @@ class EngineParams(Params):
         description="Memory for what clients keep between rounds, in MiB; beyond it the states of "
         "the clients asked least recently go to a temporary file, in the folder TMPDIR names.",
     )
+
+
+MOVABLE = frozenset({"name", "threads", "state_budget_mb"})
+"""The fields of EngineParams that change no number: a stored run may go on with others of them."""
 
 
 class EvaluateParams(Params):
@@ -203,6 +208,12 @@ class CheckpointParams(Params):
         default=None, gt=0, description="Seconds between checkpoints; empty: not by the clock."
     )
     keep: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
+    keep_every: int = Field(
+        default=0,
+        ge=0,
+        description="Beside the newest, the first checkpoint of every so many rounds is kept for "
+        "good; 0: none.",
+    )
 
 
 class PosteriorParams(Params):
@@ -225,4 +236,68 @@ class PosteriorParams(Params):
     )
     reference: Literal["none", "nuts", "closed_form"] = Field(
         default="none", description="The posterior that the draws are compared with."
+    )
+
+
+class Fault(Params):
+    """Which replies go wrong: give one of rate, fraction and clients."""
+
+    rate: float | None = Field(
+        default=None, gt=0, le=1, description="Probability for each reply, in (0, 1]."
+    )
+    fraction: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Fraction of the clients, in (0, 1], drawn once, whose replies all go wrong.",
+    )
+    clients: Partitions | None = Field(
+        default=None, min_length=1, description="The clients whose replies all go wrong."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        if [self.rate, self.fraction, self.clients].count(None) != 2:
+            raise ValueError("takes exactly one of rate, fraction and clients")
+        return self
+
+
+class Corrupt(Fault):
+    """Replies that are damaged on their way."""
+
+    how: Literal["shape", "bits"] = Field(
+        default="shape",
+        description="`shape`: the first array of a record loses its last number. `bits`: numbers "
+        "have one of their bits flipped; those that stay finite are not noticed.",
+    )
+    share: float = Field(
+        default=0.01,
+        gt=0,
+        le=1,
+        description="With `bits`: the probability for each number, in (0, 1].",
+    )
+
+
+class SignFlip(Fault):
+    """Clients that work against the others: what they send is their update, turned round."""
+
+    scale: float = Field(
+        default=1.0, gt=0, description="Factor s > 0: x + Δ becomes x − s · Δ, where x was sent."
+    )
+
+
+class FaultsParams(Params):
+    """What goes wrong with replies to training messages, on purpose."""
+
+    seed: int | None = Field(
+        default=None, ge=0, description="Seed of the faults; empty: that of the run."
+    )
+    drop: Fault | None = Field(default=None, description="Replies that never arrive.")
+    delay: Fault | None = Field(
+        default=None, description="Replies that miss their round, and are not used."
+    )
+    corrupt: Corrupt | None = Field(default=None, description="Replies that arrive damaged.")
+    nan: Fault | None = Field(default=None, description="Replies whose arrays are NaN.")
+    sign_flip: SignFlip | None = Field(
+        default=None, description="Replies of Byzantine clients, which turn their update round."
     )

@@ -8,10 +8,12 @@ the order of the page.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -34,6 +36,8 @@ WALKTHROUGHS = (
     "speed.md",
     "large-populations.md",
     "asynchronous.md",
+    "resuming.md",
+    "robustness.md",
 )
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"# ([\w-]+\.(?:yaml|py))(, continued)?\n")
@@ -84,6 +88,14 @@ class Page:
             return
         if words[0] == "python":
             runpy.run_path(words[1])
+            return
+        if words[0] == "pytest":
+            done = subprocess.run(
+                [sys.executable, "-m", *words], capture_output=True, text=True,
+                env={**os.environ, "PYTHONPATH": "."},
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout
+            self.results[shlex.join(words)] = Result(0, done.stdout, done.stderr)
             return
         if words[0] == "cp":
             shutil.copy(*words[1:])
@@ -176,6 +188,25 @@ def test_asynchronous(follow: Follow) -> None:
     assert final("late")["test.accuracy"] > 0.7
 
 
+def test_resuming(follow: Follow) -> None:
+    page = follow(DOCS / "resuming.md")
+    said = page.results["fedsim run long.yaml --resume auto"].err
+    assert "long starts anew" in said  # the first was finished
+    folders = {path.name for path in RunStore().open("latest").path.glob("checkpoints/*")}
+    assert folders == {f"round-{r:06d}" for r in (10, 20, 25, 30)}
+
+
+def test_robustness(follow: Follow) -> None:
+    follow(DOCS / "robustness.md")
+    run = RunStore().open("latest")
+    counts = run.metrics[run.metrics["name"].str.startswith("faults_")].groupby("name")["value"]
+    assert set(counts.sum().index) == {
+        "faults_dropped", "faults_late", "faults_nan", "faults_corrupted", "faults_flipped"
+    }  # fmt: skip
+    assert (counts.sum() > 0).all()
+    assert run.summary["metrics"]["test.accuracy"] > 0.5
+
+
 def test_bring_your_own_model(follow: Follow) -> None:
     follow(DOCS / "bring-your-own-model.md")
     assert final("focal")["test.top2"] > 0.8
@@ -203,6 +234,7 @@ def test_adding_a_method(follow: Follow) -> None:
     page = follow(DOCS / "adding-a-method.md")
     assert final("median")["test.accuracy"] > 0.5
     assert final("signs")["test.accuracy"] > 0.5
+    assert "18 passed" in page.results["pytest -q test_my_median.py"].out
     (entry_points,) = (b for language, b in FENCE.findall(page.text) if language == "toml")
     for group in tomllib.loads(entry_points)["project"]["entry-points"].values():
         for place in group.values():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +141,50 @@ def test_full_disk_fails_the_run_and_it_goes_on_later(
     same_bits(RunStore().open(run_id), RunStore("whole").open("latest"))
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 3 MB."""
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if done.returncode:
+        pytest.skip(f"mounting a tmpfs is not permitted: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_really_full_disk_and_a_run_that_goes_on(fedsim: Command, small_disk: Path) -> None:
+    """Wherever the space ends: in SQLite's files, a checkpoint, a log, the parameters."""
+    write(SMALL)
+    assert fedsim("run", "scenario.yaml", "-q", "--no-report", "--out", "whole").status == 0
+    whole = RunStore("whole").open("latest")
+    ballast = small_disk / "ballast"
+    resumed = 0
+    for room in range(20_000, 3_000_000, 60_000):
+        runs = small_disk / "runs"
+        free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
+        ballast.write_bytes(b"x" * max(free - room, 0))
+        result = fedsim("run", "scenario.yaml", "-q", "--no-report", "--out", runs)
+        ballast.unlink()
+        if result.status == 0:
+            break
+        assert result.status == 1
+        assert "Traceback" not in result.err
+        assert f"cannot write {runs}" in result.err
+        if RunStore(runs).ids():
+            again = fedsim("resume", "latest", "-q", "--no-report", "--out", runs)
+            assert again.status == 0, again.err
+            same_bits(RunStore(runs).open("latest"), whole)
+            resumed += 1
+        shutil.rmtree(runs)
+    assert result.status == 0, result.err
+    assert resumed >= 2
+
+
 def test_full_disk_for_the_report_leaves_the_runs(fedsim: Command, disk: Disk) -> None:
     write(SMALL)
     assert fedsim("run", "scenario.yaml", "-q", "--no-report").status == 0
@@ -187,3 +234,44 @@ def test_bug_is_one_line_and_a_traceback_on_demand(
     assert "Traceback" in fedsim("--debug", "runs").err
     monkeypatch.setenv("FEDSIM_DEBUG", "1")
     assert "Traceback" in fedsim("runs").err
+
+
+FAULTS = "faults: {drop: {rate: 0.2}, nan: {clients: [1]}, sign_flip: {fraction: 0.25}}\n"
+
+
+def test_faults_on_purpose_are_shown_and_counted(fedsim: Command) -> None:
+    write(SMALL + "quorum: 0.25\n" + FAULTS)
+    result = fedsim("run", "scenario.yaml", "--no-report")
+    assert result.status == 0, result.err
+    run = RunStore().open("latest")
+    system = run.metrics.query("split == 'system'").pivot(
+        index="round", columns="name", values="value"
+    )
+    faults = system[["faults_dropped", "faults_nan", "faults_flipped"]]
+    assert (faults.sum() > 0).all()
+    assert f"{int(faults.sum().sum())} faults" in result.err
+    noted = run.events.query("kind == 'faults'")["clients"]
+    for kind, name in {"drop": "faults_dropped", "nan": "faults_nan"}.items():
+        assert sum(len(each.get(kind, [])) for each in noted) == faults[name].sum()
+
+
+def test_faults_are_the_same_on_either_path(fedsim: Command) -> None:
+    write(SMALL + "quorum: 0.25\n" + FAULTS)
+    noted = []
+    for path in ("mapped", "one_by_one"):
+        fedsim("run", "scenario.yaml", "-q", "--no-report", "--set", f"engine.path={path}")
+        events = RunStore().open("latest").events.query("kind == 'faults'")
+        noted.append(events[["round", "clients"]].to_dict("records"))
+    assert noted[0] == noted[1] != []
+
+
+def test_faults_that_strike_nobody_are_refused(fedsim: Command) -> None:
+    write(SMALL + "faults: {nan: {clients: [4]}, drop: {rate: 0.1, fraction: 0.5}, lag: {}}\n")
+    result = fedsim("check", "scenario.yaml")
+    assert result.status == 2
+    assert "faults.drop: takes exactly one of rate, fraction and clients" in result.err
+    assert "faults.lag: " in result.err
+    write(SMALL + "faults: {nan: {clients: [4]}}\n")
+    result = fedsim("check", "scenario.yaml")
+    assert result.status == 2
+    assert "faults.nan.clients: there are 4 clients, numbered from 0 (got 4)" in result.err

@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -106,44 +103,3 @@ def test_killed_at_any_time_and_resumed(
         result = fedsim("resume", run.id, "-q", "--no-report", "--out", "killed")
         assert result.status == 0, result.err
     agree(first, by_group(stored("killed")))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("group", ["averaging", "adaptive", "sampling"])
-def test_really_killed_at_random_times(fedsim: Command, group: str) -> None:
-    text = THREE.replace("rounds: 6", "rounds: 400").replace("every_rounds: 2", "every_rounds: 7")
-    head = text.partition("compare:\n")[0]
-    entry = yaml.safe_load(THREE)["compare"][group]
-    write(head + f"compare: {yaml.safe_dump({group: entry}, default_flow_style=True)}")
-    assert fedsim("run", "scenario.yaml", "-q", "--no-report", "--out", "whole").status == 0
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.e2e.command"]
-    arguments = ["run", "scenario.yaml", "-q", "--no-report", "--out", "killed"]
-    at = random.Random(group)
-    for attempt in range(3):
-        process = subprocess.Popen([*command, *arguments], env=environment)
-        wait_for(lambda: bool(list(Path("killed").glob("*/metrics.jsonl"))), process)
-        time.sleep(at.uniform(0.0, 1.0) + (0.0 if attempt == 0 else 4.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        (run,) = stored("killed")
-        if run.status == "finished":
-            break
-        assert run.status == "died (resumable)"
-        arguments = ["resume", run.id, "-q", "--no-report", "--out", "killed"]
-    if run.status != "finished":
-        assert fedsim(*arguments).status == 0
-    (run,), (whole,) = stored("killed"), stored("whole")
-    assert "resumed" in set(run.events["kind"])
-    same_bits(run, whole)
-
-
-def wait_for(
-    ready: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120
-) -> None:
-    """Waits until `ready()`; fails if the process ends first."""
-    end = time.monotonic() + seconds
-    while not ready():
-        assert process.poll() is None, "ended before it was killed"
-        assert time.monotonic() < end
-        time.sleep(0.01)

@@ -70,7 +70,12 @@ class Memory:
         self.draws.append((round, dict(draw)))
 
     def save_checkpoint(
-        self, round: int, tensors: Mapping[str, Tensor], state: object, keep: int = 2
+        self,
+        round: int,
+        tensors: Mapping[str, Tensor],
+        state: object,
+        keep: int = 2,
+        keep_every: int = 0,
     ) -> None:
         self.checkpoints.append((round, dict(tensors), state))
 

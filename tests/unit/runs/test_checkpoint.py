@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedsim.errors import UserError
-from fedsim.runs import checkpoint
+from fedsim.runs import RunStore, checkpoint, files, lines
+from tests.unit.runs.helpers import Spec
 
 INTS = {
     torch.bfloat16: torch.int16,
@@ -92,6 +95,57 @@ def test_only_the_newest_stay(tmp_path):
     assert names == ["round-000010", "round-000011"]
 
 
+def test_the_first_of_every_so_many_rounds_stays_too(tmp_path):
+    for round in range(3, 50, 4):  # 3, 7, 11 … 47: no multiple of ten
+        checkpoint.save(tmp_path, round, {}, round, keep=2, keep_every=10)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"round-{n:06d}" for n in (11, 23, 31, 43, 47)]
+    assert newest(tmp_path)[0].state == 47
+
+
+@given(
+    rounds=st.lists(st.integers(0, 300), min_size=1, max_size=40, unique=True).map(sorted),
+    keep=st.integers(1, 4),
+    every=st.integers(0, 60),
+)
+def test_pruning_as_it_goes_leaves_what_pruning_at_the_end_would(rounds, keep, every):
+    there: set[int] = set()
+    for round in rounds:
+        there = checkpoint.kept([*there, round], keep, every)
+    assert there == checkpoint.kept(rounds, keep, every)
+    assert there >= set(rounds[-keep:])
+    others = there - set(rounds[-keep:])
+    if every:
+        assert {r // every for r in rounds} - {0} == {r // every for r in there} - {0}
+        assert len({r // every for r in others}) == len(others)
+    else:
+        assert not others
+
+
+def test_a_checkpoint_costs_the_same_after_many_rounds(tmp_path, monkeypatch):
+    """Bytes written by the 3rd and by the 399th checkpoint of a run that logs and draws."""
+    written: list[int] = []
+    real = files.write_some
+
+    def counting(descriptor, data):
+        written[-1] += len(data)
+        return real(descriptor, data)
+
+    monkeypatch.setattr(files, "write_some", counting)
+    monkeypatch.setattr(lines, "write_some", counting)
+    monkeypatch.setattr(files.os, "fsync", lambda descriptor: None)
+    written.append(0)
+    with RunStore(tmp_path).create(Spec()) as run:
+        for round in range(1, 401):
+            run.log_metrics(round, "test", {"nll": round / 7})
+            run.save_draw(round, {"w": torch.ones(1, 10)})
+            written.append(0)
+            run.save_checkpoint(round, {"w": torch.ones(5000)}, {"round": round}, keep_every=100)
+        run.finish()
+    assert written[3] > 20_000
+    assert abs(written[399] - written[3]) < 100  # digits of the numbers
+
+
 def test_a_round_saved_twice_is_the_second(tmp_path):
     checkpoint.save(tmp_path, 1, {}, "first")
     checkpoint.save(tmp_path, 1, {}, "second")
@@ -123,19 +177,27 @@ def test_a_flipped_or_missing_byte_anywhere_falls_back_to_the_checkpoint_before(
     assert newest(tmp_path)[1] == [2]
 
 
-def test_none_when_there_is_none_or_all_are_damaged(tmp_path):
+def test_none_when_there_is_none_and_refused_when_all_are_damaged(tmp_path):
     assert newest(tmp_path) == (None, [])
     (tmp_path / "checkpoints" / "round-000004").mkdir(parents=True)
-    assert newest(tmp_path) == (None, [4])
+    checkpoint.save(tmp_path, 2, {}, {})
+    assert newest(tmp_path)[1] == [4]
+    (tmp_path / "checkpoints" / "round-000002" / "arrays.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no checkpoint of run .* \(round 4: .*; round 2: .*anew"):
+        newest(tmp_path)
 
 
-def test_a_newer_format_is_refused_in_a_sentence(tmp_path):
+@pytest.mark.parametrize(
+    ("version", "sentence"),
+    [(checkpoint.FORMAT + 1, r"newer fedsim .*upgrade"), (0, r"older fedsim .*start anew")],
+)
+def test_an_unknown_format_is_refused_in_a_sentence(tmp_path, version, sentence):
     path = checkpoint.save(tmp_path, 5, {}, {})
     checkpoint.save(tmp_path, 4, {}, {})
     manifest = json.loads((path / "state.json").read_text())
-    manifest["format"] = checkpoint.FORMAT + 1
+    manifest["format"] = version
     (path / "state.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"newer fedsim .*upgrade"):
+    with pytest.raises(UserError, match=sentence):
         newest(tmp_path)
 
 
