@@ -12,7 +12,7 @@ from fedsim.scenario.loader import Document
 from fedsim.scenario.model import Scenario
 from fedsim.scenario.parse import from_document
 from fedsim.scenario.problems import Sources
-from fedsim.scenario.sections import MOVABLE
+from fedsim.scenario.sections import MOVABLE, OF_CLUSTER
 
 Changes = dict[str, list[Any]]
 """Dotted field → [then, now]."""
@@ -24,8 +24,12 @@ def moved(stored: Mapping[str, Any], overrides: Iterable[str]) -> tuple[Scenario
     Raises ScenarioError for a mistake in them, and if they change anything but MOVABLE fields of
     the engine.
     """
-    before = Scenario.from_dict(stored)
-    after = from_document(Document(plain(stored), Sources()), overrides, installed())
+    before, overrides = Scenario.from_dict(stored), list(overrides)
+    document = plain(stored)
+    if before.engine.name == "ray" and any(o.startswith("engine.name=") for o in overrides):
+        for field in OF_CLUSTER:  # another engine has no cluster
+            document["engine"].pop(field, None)
+    after = from_document(Document(document, Sources()), overrides, installed())
     changes = differences(before, after)
     fixed = [field for field in changes if not movable(field)]
     if fixed:

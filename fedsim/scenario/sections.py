@@ -105,7 +105,10 @@ class EngineParams(Params):
     )
 
 
-MOVABLE = frozenset({"name", "threads", "state_budget_mb"})
+OF_CLUSTER = frozenset({"address", "workers"})
+"""The fields of EngineParams that say which cluster the engine ray uses, and how much of it."""
+
+MOVABLE = OF_CLUSTER | {"name", "threads", "state_budget_mb", "object_store_mb"}
 """The fields of EngineParams that change no number: a stored run may go on with others of them."""
 
 
