@@ -19,6 +19,7 @@ from fedsim.server.state import LoopState
 from fedsim.strategies.base import Strategy
 
 if TYPE_CHECKING:
+    from fedsim.grids.inline import InlineGrid
     from fedsim.setup import Setup
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -32,7 +33,7 @@ REFERENCE = "reference.npz"
 
 
 def write_artifacts(
-    setup: Setup, writer: RunWriter, state: LoopState, evaluator: Evaluator
+    setup: Setup, writer: RunWriter, state: LoopState, evaluator: Evaluator, grid: InlineGrid
 ) -> dict[str, Any]:
     """Writes the artifacts of a finished loop; returns what goes into summary.json."""
     summary: dict[str, Any] = {
@@ -45,6 +46,11 @@ def write_artifacts(
     for split, arrays in evaluator.predictions(state.arrays, bool(setup.chains)).items():
         _save_npz(writer, PREDICTIONS.format(split=split), arrays)
     strategy = setup.strategy
+    if isinstance(strategy, Strategy):
+        for name, arrays in strategy.artifacts(lambda: grid.state_dict()[0]).items():
+            _save_npz(writer, name, arrays)
+        if notes := strategy.notes():
+            summary["notes"] = notes
     if isinstance(strategy, Strategy) and strategy.samples and state.totals.draws:
         writer.flush()
         summary["posterior"] = _posterior(setup, writer, evaluator)

@@ -25,7 +25,14 @@ from fedsim.grids.inline import InlineGrid
 from fedsim.grids.memory import keep_freed_memory
 from fedsim.grids.shards import Shards, Table
 from fedsim.messages import Arrays
-from fedsim.models import FunctionalModel, Task, build_model, build_task
+from fedsim.models import (
+    FunctionalModel,
+    NoModel,
+    Task,
+    build_model,
+    build_task,
+    no_task,
+)
 from fedsim.random import integer
 from fedsim.scenario import Scenario
 from fedsim.scenario.components import Imported
@@ -112,21 +119,21 @@ def prepare(scenario: Scenario) -> Setup:
     (seed,) = scenario.seeds
     data = _data(scenario.data, scenario.partition, seed)
     dtype = getattr(torch, scenario.engine.dtype)
-    task = build_task(scenario.task)
+    task = no_task() if scenario.task is None else build_task(scenario.task)
     _check_target(scenario, data, task)
     strategy = build_strategy(scenario.strategy)
-    models = [
-        build_model(scenario.model, data.info, seed if q == 0 else integer(seed, "chain", q), dtype)
-        for q in range(max(_chains(strategy), 1))
-    ]
+    models = _models(scenario, data, strategy, seed, dtype)
     client = build_client(scenario, strategy, models[0], task)
     found = []
     if not isinstance(client, ClientApp):  # what a Flower app honours cannot be seen from outside
         honours = client.honours | client.metrics
         found = objections(strategy, honours, len(data.shards), client.requires)
-        check_task(models[0], task, data)
+        if scenario.model is not None:
+            check_task(models[0], task, data)
     if found:
         raise ScenarioError([Problem("strategy", reason) for reason in found])
+    if isinstance(strategy, Strategy):
+        strategy.bind(client, data)
     setup = Setup(
         scenario=scenario,
         seed=seed,
@@ -136,7 +143,7 @@ def prepare(scenario: Scenario) -> Setup:
         strategy=strategy,
         client=client,
         arrays=_initial(strategy, models, client, seed),
-        execution=_execution(scenario, models[0]),
+        execution=_execution(scenario, models[0], client),
     )
     _check_stopping(setup)
     problems = list(batch_norm.objections(setup))
@@ -144,6 +151,16 @@ def prepare(scenario: Scenario) -> Setup:
     if problems:
         raise ScenarioError(problems)
     return setup
+
+
+def _models(
+    scenario: Scenario, data: FederatedData, strategy: FlowerStrategy, seed: int, dtype: torch.dtype
+) -> list[FunctionalModel]:
+    """Returns the model as each chain starts it; one without parameters if there is no model."""
+    if scenario.model is None:
+        return [NoModel()]
+    seeds = [seed, *(integer(seed, "chain", q) for q in range(1, _chains(strategy)))]
+    return [build_model(scenario.model, data.info, each, dtype) for each in seeds]
 
 
 _built: dict[tuple[str, str, int], FederatedData] = {}
@@ -314,10 +331,14 @@ def _initial(
     return strategy.initial(stacked, seed)
 
 
-def _execution(scenario: Scenario, model: FunctionalModel) -> Execution:
+def _execution(
+    scenario: Scenario, model: FunctionalModel, client: Client | DirectClient | ClientApp
+) -> Execution:
     engine = scenario.engine
     device = torch.device(_device(engine.device, engine.dtype))
     path, why = choose_path(model, device, engine.path)
+    if isinstance(client, DirectClient):
+        path, why = "one_by_one", "the client is no loop of steps that could be mapped"
     return Execution(
         path=path,
         chunk=engine.chunk or 0,

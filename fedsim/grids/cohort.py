@@ -251,11 +251,33 @@ class Cohorts:
             try:
                 shard = whole(self.shards.training([partition]))
                 rng = stream.generator("client", partition, 0, 0)
+                own = {**config, "partition-id": partition}
                 reply, kept = client.train(
-                    stream.message_type, records, config, shard, self._state_of(partition), rng
+                    stream.message_type, records, own, shard, self._state_of(partition), rng
                 )
                 metrics = {k: torch.as_tensor(v) for k, v in reply.metrics.items()}
                 return Reply(reply.records, metrics), kept
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
+
+        return work
+
+    def _scored(
+        self, client: DirectClient, stream: Stream, records: dict[str, Arrays], config: Any
+    ) -> Callable[[int], Outcome]:
+        def work(partition: int) -> Outcome:
+            try:
+                shard = whole(self.shards.training([partition]))
+                held = whole(self.shards.evaluation([partition]))
+                rng = stream.generator("client", partition, 0, 0)
+                own = {**config, "partition-id": partition}
+                state = self._state_of(partition)
+                found = client.score(records, own, shard, held, state, rng)
+                metrics = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in found.items()}
+                metrics["num-examples"] = torch.tensor(float(len(held.y)))
+                return Reply({}, metrics), {}
+            except NotImplementedError as error:
+                raise RunFailed(str(error)) from error
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
 
@@ -297,9 +319,8 @@ class Cohorts:
         """Returns weighted means of the client's per-example metrics over each one's rows."""
         client = self.client
         if isinstance(client, DirectClient):
-            raise RunFailed(
-                f"client {type(client).__name__} does not evaluate; set evaluate.clients_every: 0"
-            )
+            work = self._scored(client, stream, records, config)
+            return self._collected(partitions, self._in_order(work, partitions), None)
         held = self.shards.evaluation(partitions)
         chains = int(config.get("chains", 0))
         try:
