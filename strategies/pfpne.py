@@ -42,7 +42,7 @@ from fedsim.strategies.base import (
     ReplySchema,
     Strategy,
     StrategyParams,
-    shapes_of,
+    mean_metrics,
 )
 
 
@@ -170,8 +170,8 @@ class Bandit(Strategy):
         """Returns the exchanges of federated averaging, then those of a phase."""
         self._before = dict(self.sent)
         if server_round <= self.params.pretrain:
-            return [Exchange("train", self._send_model, self._average_models, self._model_schema)]
-        freeze = [Exchange("train.freeze", self._send_model, self._ignore, lambda a: SILENT)]
+            return [self.train_exchange()]
+        freeze = [Exchange("train.freeze", self.configure_train, self._ignore, lambda a: SILENT)]
         first = server_round == self.params.pretrain + 1
         return [*(freeze if first and self.has_model else []), *self.phase(server_round)]
 
@@ -223,26 +223,23 @@ class Bandit(Strategy):
 
     # A model that is trained first, and frozen
 
-    def _send_model(
+    def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
+        """Sends the model to all clients: to train it, and at last to keep it."""
         frozen = server_round > self.params.pretrain
         message_type = "train.freeze" if frozen else "train"
         return self.ask(grid, message_type, config, {"arrays": to_tensors(arrays)})
 
-    def _model_schema(self, arrays: ArrayRecord) -> ReplySchema:
-        return ReplySchema({"arrays": shapes_of(arrays)})
-
-    def _average_models(
+    def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Returns the mean of the clients' models, weighted by their examples."""
         stacked = self.take(replies)
         if not stacked.node_ids:
             return None, None
-        weights = stacked.metrics["num-examples"]
-        mean = to_record(stacked.mean("arrays", weights))
-        loss = float((stacked.metrics["loss"] * weights).sum() / weights.sum())
-        return mean, MetricRecord({"loss": loss})
+        mean = stacked.mean("arrays", self.weights(stacked))
+        return to_record(mean), mean_metrics(stacked)
 
     def _ignore(self, server_round: int, replies: Iterable[Message]) -> tuple[None, None]:
         return None, None
