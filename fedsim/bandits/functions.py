@@ -98,7 +98,7 @@ class Tilted:
             each = [Tilted("rastrigin", np.array([w * d])) for w in self.weights]
             return np.concatenate([f._polished(f._grid(20_001), starts=3) for f in each])
         cusps = np.arange(20) * np.pi / 60 if self.base == "garland" else np.array([0.5])
-        points = np.concatenate([cusps[:, None], self._grid(100_001)])
+        points = np.concatenate([cusps[:, None], self._polished(self._grid(100_001), 5)[None]])
         best: Floats = points[np.argmax(self.value(points))]
         return best
 

@@ -107,10 +107,10 @@ def best_cell(low: Floats, high: Floats, among: Flags) -> int | None:
 
     None if nothing is known of any.
     """
-    known = among & np.isfinite(low) & np.isfinite(high)
-    if not known.any():
+    known = np.flatnonzero(among & np.isfinite(low) & np.isfinite(high))
+    if not len(known):
         return None
-    return int(np.argmax(np.where(known, (low + high) / 2, -np.inf)))
+    return int(known[np.argmax((low[known] + high[known]) / 2)])
 
 
 def spread(total: int, cells: int) -> NDArray[np.int64]:

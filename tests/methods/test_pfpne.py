@@ -117,14 +117,13 @@ def test_budgets_are_spent_to_the_last_pull() -> None:
 def lost(delta: float, seed: int) -> int:
     """Returns how many clients lose the cell of their optimum."""
     setup = setup_of({**PF, "delta": delta}, {"clients": 10, "delta": 0.158}, seed)
-    optima = [row[2:4] for row in setup.data.train.x]
-    made = problem(setup, budget=3000, delta=delta, c=0.15)
-    return oracle.run(made, "pf-pne", [np.array(x) for x in optima]).lost
+    optima = [np.array(row[2:4]) for row in setup.data.train.x]
+    return oracle.run(problem(setup, budget=10_000, delta=delta, c=0.15), "pf-pne", optima).lost
 
 
 def test_the_right_heterogeneity_loses_no_optimum_and_a_wrong_one_does() -> None:
-    assert sum(lost(0.158, seed) for seed in range(3)) == 0
-    assert sum(lost(0.0, seed) for seed in range(3)) > 0
+    assert lost(0.158, seed=0) == 0
+    assert lost(0.0, seed=0) > 0
 
 
 # Acceptance 9: what is sent
@@ -217,9 +216,9 @@ CALLS: list[float] = []
 
 
 def shaky(point: dict[str, float], shard: Any, rng: np.random.Generator) -> float:
-    """Fails every other time."""
+    """Fails the first time."""
     CALLS.append(point["x"])
-    if len(CALLS) % 2:
+    if len(CALLS) == 1:
         raise OSError("try again")
     return point["x"]
 
@@ -274,7 +273,7 @@ def test_a_failed_pull_is_repeated() -> None:
     )  # fmt: skip
     assert played.metric("failed")[-1] == 0
     assert played.metric("pulls")[-1] == 50
-    assert len(CALLS) > 50
+    assert len(CALLS) == 51
 
 
 def test_a_client_that_only_fails_ends_the_run_with_its_reason() -> None:

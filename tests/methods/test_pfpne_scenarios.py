@@ -1,22 +1,18 @@
-"""The bandits' scenarios by the command line, what a run leaves behind, and wrong input."""
+"""Tuning a frozen model, and what is said of wrong input."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fedsim import RunStore, Scenario
+from fedsim import Scenario
 from fedsim.errors import UserError
 from fedsim.runner import check_specs
-from tests.e2e.conftest import Command
 from tests.methods.bandits import LOCAL, play
 
-SCENARIOS = Path(__file__).parents[2] / "scenarios"
 TUNING = {
     "data": {"name": "digits", "test_fraction": 0, "rows": 600},
     "partition": {"name": "dirichlet", "clients": 4, "alpha": 0.5, "min_size": 20, "holdout": 0.3},
@@ -25,49 +21,6 @@ TUNING = {
     "evaluate": {"server_every": 0, "clients_every": 100},
     "client": {"name": "bandit", "objective": {"name": "personalise", "steps": 5}},
 }
-
-
-def test_the_synthetic_scenario(fedsim: Command) -> None:
-    path = SCENARIOS / "pfpne_synthetic.yaml"
-    small = [
-        "--set", "data.clients=4", "--seeds", "0,1",
-        *(f for label in ("PF-PNE", "Fed-PNE", "PNE", "HCT", "random")
-          for f in ("--set", f"compare.{label}.strategy.budget=400")),
-    ]  # fmt: skip
-    result = fedsim("run", str(path), *small)
-    assert result.status == 0, result.err
-    runs = RunStore().list()
-    assert len(runs) == 10
-    assert set(runs["status"]) == {"finished"}
-    stored = RunStore().open(runs["id"].iloc[0])
-    assert stored.summary["metrics"]["train.pulls"] == 400
-    assert {"regret", "simple_regret", "cells"} <= set(stored.client_metrics["name"])
-    arrays = np.load(stored.artifact("bandit.npz"), allow_pickle=False)
-    assert arrays["best"].shape == arrays["optima"].shape == (4, 2)
-    assert arrays["kept"].sum() > 0
-    (report,) = Path("runs/reports").iterdir()
-    plots = {each.name for each in (report / "plots").iterdir()}
-    assert {"regret.png", "cells_0.png"} <= plots
-    assert "Regret and cells" in (report / "report.html").read_text()
-
-
-def test_the_tuning_scenario(fedsim: Command) -> None:
-    path = SCENARIOS / "pfpne_tuning.yaml"
-    small = ["--set", "data.rows=600", "--set", "partition.clients=3", "--seeds", "0"]
-    for label in ("PF-PNE", "Fed-PNE", "PNE", "HCT", "random", "TPE"):
-        small += ["--set", f"compare.{label}.strategy.budget=120"]
-        small += ["--set", f"compare.{label}.strategy.pretrain=3"]
-    result = fedsim("run", str(path), *small, "--no-report")
-    assert result.status == 0, result.err
-    assert "Δ was estimated as" in result.out
-    runs = RunStore().list()
-    assert set(runs["status"]) == {"finished"}
-    frozen = set()
-    for run_id in runs["id"]:
-        metrics = RunStore().open(run_id).summary["metrics"]
-        assert {"client.accuracy", "client.lr", "client.proximal"} <= set(metrics)
-        frozen.add(metrics["client.frozen_loss"])
-    assert len(frozen) == 1  # all methods tune one and the same model
 
 
 def test_a_model_is_trained_frozen_and_then_stays() -> None:
@@ -167,22 +120,6 @@ def test_the_good_scenario_is_good() -> None:
 )  # fmt: skip
 def test_wrong_input_is_explained(changes: dict[str, Any], reason: str) -> None:
     assert reason in complaint(**changes)
-
-
-def test_a_run_is_resumed_by_the_command(fedsim: Command, tmp_path: Path) -> None:
-    """A run that was cut off after a phase has the same last metrics as a whole one."""
-    document = {**GOOD, "checkpoint": {"every_rounds": 1, "keep": 50}, "name": "cut"}
-    Path("cut.yaml").write_text(json.dumps(document))
-    assert fedsim("run", "cut.yaml", "--no-report", "--quiet").status == 0
-    assert fedsim("run", "cut.yaml", "--no-report", "--quiet", "--set", "rounds=3").status == 0
-    runs = RunStore().list()
-    whole, cut = (RunStore().open(i) for i in runs["id"])
-    text = (cut.path / "scenario.yaml").read_text().replace("rounds: 3", "rounds: 1000")
-    (cut.path / "scenario.yaml").write_text(text)
-    result = fedsim("resume", cut.id, "--no-report")
-    if result.status:  # a finished run is not resumed
-        assert "finished" in result.err
-    assert whole.status == "finished"
 
 
 def test_random_search_alone_needs_no_cells() -> None:

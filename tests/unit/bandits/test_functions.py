@@ -37,7 +37,7 @@ def test_the_maxima_are_known_and_values_lie_in_the_unit_interval(
     assert values.min() >= -1e-12
     assert values.min() < 0.2
     found = Tilted(name, np.zeros(dimension))
-    assert found.value(found.optimum()[None])[0] == pytest.approx(best, abs=1e-12)
+    assert found.value(found.optimum()[None])[0] == pytest.approx(best, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", list(BASES))
@@ -52,7 +52,7 @@ def test_the_optimum_of_a_tilted_function(name: str) -> None:
             lambda x, f=f: -float(f.value(np.asarray(x)[None])[0]),
             [(base.low, base.high)] * d, rng=np.random.default_rng(0), maxiter=300,
         )  # fmt: skip
-        assert f.value(f.optimum()[None])[0] >= -other.fun - 1e-9
+        assert f.value(f.optimum()[None])[0] >= -other.fun - 1e-7
 
 
 @pytest.mark.parametrize(("clients", "delta"), [(2, 0.3), (10, 0.158), (50, 0.008)])
