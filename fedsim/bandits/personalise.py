@@ -11,7 +11,7 @@ one and scores the other: the noise is that of resampling, and nothing else is a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
