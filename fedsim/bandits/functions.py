@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,8 @@ class Base:
 def garland(x: Floats) -> Floats:
     """x (1 − x) (4 − sqrt |sin 60x|): its maximum is 4x (1 − x) = 0.99777 at x = π/6, a cusp."""
     t = x[:, 0]
-    return t * (1 - t) * (4 - np.sqrt(np.abs(np.sin(60 * t))))
+    values: Floats = t * (1 - t) * (4 - np.sqrt(np.abs(np.sin(60 * t))))
+    return values
 
 
 RHO_1, RHO_2 = 0.3, 0.8
@@ -55,7 +57,8 @@ def himmelblau(x: Floats) -> Floats:
 
 def rastrigin(x: Floats) -> Floats:
     """1 − Σ (x_i² + 10 − 10 cos 2π x_i) / (21 d) on [−1, 1]^d: maximum 1 at 0."""
-    return 1 - (x**2 + 10 - 10 * np.cos(2 * np.pi * x)).sum(1) / (21 * x.shape[1])
+    values: Floats = 1 - (x**2 + 10 - 10 * np.cos(2 * np.pi * x)).sum(1) / (21 * x.shape[1])
+    return values
 
 
 BASES: dict[str, Base] = {
@@ -120,12 +123,16 @@ class Tilted:
                 chosen.append(point)
             if len(chosen) == starts:
                 break
+
+        def falls(x: Floats) -> float:
+            return -float(self.value(x[None])[0])
+
         bounds = [(b.low, b.high)] * len(self.weights)
+        exact: Any = {"ftol": 1e-15, "gtol": 1e-10}
         found = [
-            minimize(lambda x: -float(self.value(x[None])[0]), start, method="L-BFGS-B",
-                     bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-10}).x
+            minimize(falls, start, method="L-BFGS-B", bounds=bounds, options=exact).x
             for start in chosen
-        ]  # fmt: skip
+        ]
         points = np.array([*found, *chosen])
         best: Floats = points[np.argmax(self.value(points))]
         return best
@@ -137,4 +144,5 @@ def tilts(directions: Floats, delta: float) -> Floats:
     largest = np.abs(centred).sum(1).max()
     if delta == 0 or largest == 0:
         return np.zeros_like(directions)
-    return centred * (delta / largest)
+    scaled: Floats = centred * (delta / largest)
+    return scaled
