@@ -147,6 +147,11 @@ class Bandit(DirectClient):
             import_function(objective.path, objective.arguments)
         return objective.axes
 
+    @property
+    def personalises(self) -> bool:
+        """Whether what is tuned is the personalisation of a model."""
+        return isinstance(self.params.objective, PersonaliseParams)
+
     def _check_personalise(self, data: FederatedData) -> None:
         if isinstance(self.model, NoModel) or self.task.probabilities is None:
             raise ValueError("needs a model and a task of classes, which it personalises")

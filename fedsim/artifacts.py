@@ -3,9 +3,11 @@ posterior.nc with its diagnostics and its distance to a reference."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedsim import reference
@@ -19,7 +21,6 @@ from fedsim.server.state import LoopState
 from fedsim.strategies.base import Strategy
 
 if TYPE_CHECKING:
-    from fedsim.grids.inline import InlineGrid
     from fedsim.setup import Setup
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -33,7 +34,7 @@ REFERENCE = "reference.npz"
 
 
 def write_artifacts(
-    setup: Setup, writer: RunWriter, state: LoopState, evaluator: Evaluator, grid: InlineGrid
+    setup: Setup, writer: RunWriter, state: LoopState, evaluator: Evaluator, grid: Grid
 ) -> dict[str, Any]:
     """Writes the artifacts of a finished loop; returns what goes into summary.json."""
     summary: dict[str, Any] = {
@@ -47,7 +48,7 @@ def write_artifacts(
         _save_npz(writer, PREDICTIONS.format(split=split), arrays)
     strategy = setup.strategy
     if isinstance(strategy, Strategy):
-        for name, arrays in strategy.artifacts(lambda: grid.state_dict()[0]).items():
+        for name, arrays in strategy.artifacts(partial(_client_states, grid)).items():
             _save_npz(writer, name, arrays)
         if notes := strategy.notes():
             summary["notes"] = notes
@@ -55,6 +56,12 @@ def write_artifacts(
         writer.flush()
         summary["posterior"] = _posterior(setup, writer, evaluator)
     return summary
+
+
+def _client_states(grid: Grid) -> dict[str, Any]:
+    """Returns what the clients keep, as partition/name; nothing where the engine cannot see it."""
+    found: dict[str, Any] = grid.state_dict()[0] if hasattr(grid, "state_dict") else {}
+    return found
 
 
 def read_class_counts(run: Run) -> tuple[NDArray[np.int64], list[str]] | None:

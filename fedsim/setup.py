@@ -335,9 +335,11 @@ def _execution(
     scenario: Scenario, model: FunctionalModel, client: Client | DirectClient | ClientApp
 ) -> Execution:
     engine = scenario.engine
-    device = torch.device(_device(engine.device, engine.dtype))
+    direct = isinstance(client, DirectClient)
+    asked = "cpu" if direct and engine.device == "auto" else engine.device
+    device = torch.device(_device(asked, engine.dtype))
     path, why = choose_path(model, device, engine.path)
-    if isinstance(client, DirectClient):
+    if direct:
         path, why = "one_by_one", "the client is no loop of steps that could be mapped"
     return Execution(
         path=path,

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from fedsim.bandits.rules import Confidence, log_term
 from fedsim.data import FederatedData
+from fedsim.strategies.bandit import Bandit, PhaseParams, search_exchange
 from fedsim.strategies.base import Exchange
-from fedsim.strategies.pfpne import Bandit, PhaseParams, search_exchange
 
 
 class LocalSearchParams(PhaseParams):

@@ -67,7 +67,8 @@ def _curves(report: ReportInput) -> Iterator[Shown]:
         yield Shown("comparison", "results", caption, plots.comparison_bars(comparison))
     for axis, words in AXES.items():
         panels = {c: curves_of(report.runs, c, axis) for c in columns}
-        if not any(len(curve.x) > 1 for panel in panels.values() for curve in panel):
+        drawn = [curve for panel in panels.values() for curve in panel if len(curve.x) > 1]
+        if not any(curve.x[-1] > 0 for curve in drawn):
             continue
         caption = (
             f"Metrics over {words}. The vertical axis fits what comes after the first "

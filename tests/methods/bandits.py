@@ -16,7 +16,7 @@ from fedsim.random import generator
 from fedsim.server.loop import RoundLoop
 from fedsim.server.state import LoopState
 from fedsim.setup import Setup, prepare
-from fedsim.strategies.pfpne import Bandit
+from fedsim.strategies.bandit import Bandit
 from tests.engines.toys import Memory
 from tests.oracles import pfpne_numpy as oracle
 
