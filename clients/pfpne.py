@@ -348,8 +348,10 @@ class Site:
         if method == "hct":
             nu1, rho, width, failure = (float(c[n]) for n in ("nu1", "rho", "c", "failure"))
             return HCT(self.tree, nu1, rho, width, failure, self.learned)
-        kind = {"random": RandomSearch, "tpe": TPE}[method]
-        return kind(self.objective.axes, int(c["repeats"]), self.learned)
+        repeats = int(c["repeats"])
+        if method == "random":
+            return RandomSearch(self.objective.axes, repeats, self.learned)
+        return TPE(self.objective.axes, repeats, self.learned)
 
     def _pull(self, points: Floats, retries: int, rng: np.random.Generator) -> Floats:
         """Pulls, and counts what was pulled and what failed."""

@@ -175,7 +175,9 @@ class Bandit(Strategy):
 
     def measured(self, replies: Replies) -> MetricRecord:
         """Returns the means over clients, and what was sent in this round and in all."""
-        found = {name: float(v.mean()) for name, v in replies.metrics.items() if v.ndim == 1}
+        found: dict[str, Any] = {
+            name: float(v.mean()) for name, v in replies.metrics.items() if v.ndim == 1
+        }
         for name, total in self.sent.items():
             found[name] = float(total - self._before[name])
             found[f"total_{name}"] = float(total)

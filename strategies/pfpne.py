@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from fedsim.bandits.axes import Floats
 from fedsim.bandits.cells import ROOT, Cells
 from fedsim.bandits.rules import global_survivors
 from fedsim.data import FederatedData
-from fedsim.errors import Problem, ScenarioError
+from fedsim.errors import Params, Problem, ScenarioError
 from fedsim.messages import Replies
 from fedsim.strategies.bandit import REPORT, Bandit, PhaseParams, search_exchange
 from fedsim.strategies.base import Exchange, ReplySchema
@@ -72,7 +72,7 @@ class PFPNEParams(PhaseParams):
 class FedPNE(Bandit):
     """Phases of all clients; the server eliminates by the mean and recommends one point to all."""
 
-    Params = FedPNEParams
+    Params: ClassVar[type[Params]] = FedPNEParams
     params: PhaseParams
 
     def __init__(self, params: PhaseParams) -> None:
@@ -237,8 +237,7 @@ class PFPNE(FedPNE):
         stacked = self.take(replies)
         if not stacked.node_ids:
             return None, None
-        kept = stacked.arrays["survivors"]["kept"].numpy().any(0)
-        self.split(kept)
+        self.split(stacked.arrays["survivors"]["kept"].any(0).numpy())
         return None, self.measured(stacked)
 
     # The pilot

@@ -128,7 +128,8 @@ class _History:
         if not np.isfinite(self.scores).any():
             return None
         best = int(np.nanargmax(self.scores))
-        return to_values(self.axes, self.tried[[best]])[0]
+        point: Floats = to_values(self.axes, self.tried[[best]])[0]
+        return point
 
     def state(self) -> State:
         """Returns what was tried."""

@@ -107,7 +107,7 @@ class Personalisation:
                 scores = one(order[0], settings[0])[None]
             else:
                 scores = vmap(one)(order, settings)
-        return scores.nan_to_num(0.0, 0.0, 0.0).double().numpy()  # type: ignore[no-any-return]
+        return scores.nan_to_num(0.0, 0.0, 0.0).double().numpy()
 
     def _fit(self, index: Tensor, lr: Tensor, proximal: Tensor, mapped: bool = False) -> Arrays:
         rows = (self.shard.x[index], self.shard.y[index], self.shard.weight[index])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,6 +31,9 @@ from fedsim.report.style import (
     styled,
 )
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Floats = NDArray[np.float64]
 POINTS = 200
 MAX_PANELS = 8
@@ -52,20 +56,17 @@ def regret_of(runs: Sequence[RunLike], name: str) -> list[RegretCurve]:
     """
     found = []
     for label in labels(list(runs)):
-        lines = []
+        lines: list[tuple[Floats, Floats]] = []
         for run in runs:
             if run.record.label == label:
-                metrics = run.metrics
-                pulls, values = (
-                    values_of(metrics, "train", "pulls"),
-                    values_of(metrics, "train", name),
-                )
-                shared = values.index.intersection(pulls.index)
-                lines.append((pulls[shared].to_numpy(float), values[shared].to_numpy(float)))
+                spent = values_of(run.metrics, "train", "pulls")
+                measured = values_of(run.metrics, "train", name)
+                shared = measured.index.intersection(spent.index)
+                lines.append((_floats(spent[shared]), _floats(measured[shared])))
         if not lines or any(not len(x) for x, _ in lines):
             continue
-        end = min(x[-1] for x, _ in lines)
-        grid = np.linspace(0, end, POINTS)
+        end = min(float(x[-1]) for x, _ in lines)
+        grid: Floats = np.linspace(0, end, POINTS)
         if name == "regret":
             values = [np.interp(grid, [0, *x], [0, *y]) for x, y in lines]
         else:
@@ -73,6 +74,10 @@ def regret_of(runs: Sequence[RunLike], name: str) -> list[RegretCurve]:
             values = [_held(grid, x, y) for x, y in lines]
         found.append(RegretCurve(label, grid, np.array(values)))
     return found
+
+
+def _floats(values: pd.Series[float]) -> Floats:
+    return np.asarray(values, np.float64)
 
 
 def _held(grid: Floats, x: Floats, y: Floats) -> Floats:
