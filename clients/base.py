@@ -245,8 +245,6 @@ class DirectClient(_Declared):
     ) -> dict[str, float]:
         """Returns the metrics of what the client has found, on the rows `held` out for it.
 
-        shard: the rows that it trains on. Raises NotImplementedError if it cannot be scored.
+        shard: the rows that it trains on. A client that does not have this is not evaluated.
         """
-        raise NotImplementedError(
-            f"client {type(self).__name__} does not evaluate; set evaluate.clients_every: 0"
-        )
+        raise NotImplementedError

@@ -9,6 +9,7 @@ from flwr.serverapp import strategy as flower
 
 from fedsim.clients.base import Client
 from fedsim.errors import Problem
+from fedsim.strategies.fedbuff import FedBuff
 from fedsim.strategies.flower import unwrapped
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # Their results are not between what the clients sent: they overshoot, or add noise.
 _OVERSHOOTING = (
+    FedBuff,
     flower.FedAdagrad,
     flower.FedAdam,
     flower.FedAvgM,

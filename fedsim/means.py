@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,21 @@ SUM_CHUNK = 32
 def surely_finite(tensors: Mapping[str, Tensor]) -> bool:
     """Says that no number is NaN or Inf, by one sum over all: False may be an overflow."""
     return math.isfinite(sum(float(t.sum()) for t in tensors.values() if t.is_floating_point()))
+
+
+def as_new(x: Tensor) -> Tensor:
+    """Returns x laid out as a new tensor is.
+
+    Where an axis has length 1, contiguous() leaves its stride as it was, and torch chooses some
+    kernels by strides: bits would depend on where a tensor has been.
+    """
+    stride, expected = 1, []
+    for size in reversed(x.shape):
+        expected.append(stride)
+        stride *= max(size, 1)
+    if x.stride() == tuple(reversed(expected)):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def mean_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -69,6 +84,27 @@ def weighted_mean(stacked: dict[str, Tensor], weights: Tensor) -> dict[str, Tens
     return means[""] if means else {k: x[0] * torch.nan for k, x in stacked.items()}
 
 
+@dataclass
+class Node:
+    """The mean of some neighbouring leaves. owned: its memory is the tree's alone."""
+
+    means: Records
+    weight: float
+    owned: bool = False
+
+
+@dataclass(frozen=True)
+class TreeParts:
+    """What a tree has merged so far.
+
+    nodes: complete subtrees by (level, index); None stands for replies of no weight. dtypes: of the
+    replies' arrays, by (record, name).
+    """
+
+    nodes: dict[tuple[int, int], Node | None]
+    dtypes: dict[tuple[str, str], torch.dtype]
+
+
 class MeanTree:
     """The weighted mean of leaves that come in any order, from any thread.
 
@@ -78,7 +114,7 @@ class MeanTree:
 
     def __init__(self, leaves: int) -> None:
         self._leaves = leaves
-        self._waiting: dict[tuple[int, int], _Node | None] = {}
+        self._waiting: dict[tuple[int, int], Node | None] = {}
         self._dtypes: dict[tuple[str, str], torch.dtype] = {}
         self._lock = threading.Lock()
 
@@ -99,7 +135,21 @@ class MeanTree:
 
         owned: their memory is the tree's from now on, which writes into it.
         """
-        level, node = 0, _Node(means, weight, owned) if weight > 0 else None
+        self._climb(0, leaf, Node(means, weight, owned) if weight > 0 else None)
+
+    def parts(self) -> TreeParts:
+        """Returns what has been added, merged as far as it goes: where another tree continues."""
+        with self._lock:
+            return TreeParts(dict(self._waiting), dict(self._dtypes))
+
+    def graft(self, parts: TreeParts) -> None:
+        """Adds what another tree of as many leaves has merged; the memory is this one's now."""
+        for key, dtype in parts.dtypes.items():
+            self._dtypes.setdefault(key, dtype)
+        for (level, index), node in parts.nodes.items():
+            self._climb(level, index, None if node is None else replace(node, owned=True))
+
+    def _climb(self, level: int, leaf: int, node: Node | None) -> None:
         while True:
             width = -(-self._leaves // 2**level)
             other = leaf ^ 1
@@ -128,7 +178,7 @@ class MeanTree:
 
     def _cast(self, record: str, name: str, x: Tensor) -> Tensor:
         dtype = self._dtypes.get((record, name), x.dtype)
-        x = x.contiguous()
+        x = as_new(x)
         return x.to(dtype) if dtype.is_floating_point else x
 
 
@@ -158,16 +208,7 @@ class Leaf:
                 mean.lerp_(x.to(mean.dtype), share)
 
 
-@dataclass
-class _Node:
-    """owned: the means' memory is the tree's alone."""
-
-    means: Records
-    weight: float
-    owned: bool = False
-
-
-def _merge(left: _Node | None, right: _Node | None) -> _Node | None:
+def _merge(left: Node | None, right: Node | None) -> Node | None:
     if left is None or right is None:
         return left or right
     weight = left.weight + right.weight
@@ -179,4 +220,4 @@ def _merge(left: _Node | None, right: _Node | None) -> _Node | None:
             means[record] = {k: x.lerp_(others[k], share) for k, x in arrays.items()}
         else:
             means[record] = {k: x.lerp(others[k], share) for k, x in arrays.items()}
-    return _Node(means, weight, owned=True)
+    return Node(means, weight, owned=True)

@@ -242,6 +242,31 @@ class Replies(Sequence[Message]):
         )
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A message that is under way, perhaps for several rounds.
+
+    server_round: the round whose parameters it carries. number: how many messages were under way
+    or answered before it. finishes: the simulated second at which its reply is there.
+    """
+
+    node_id: int
+    message_type: str
+    server_round: int
+    number: int
+    content: RecordDict
+    finishes: float = 0.0
+
+
+class Received(list[Message]):
+    """Replies to messages of different rounds, each with what it answers; ordered by sending."""
+
+    def __init__(self, pairs: Iterable[tuple[Sent, Message]] = ()) -> None:
+        ordered = sorted(pairs, key=lambda pair: pair[0].number)
+        super().__init__(message for _, message in ordered)
+        self.sent = [sent for sent, _ in ordered]
+
+
 def stack(replies: Iterable[Message]) -> Replies:
     """Returns the replies of any engine as `Replies`, ordered by node id.
 

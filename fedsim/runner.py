@@ -89,6 +89,7 @@ def run_specs(
     runs: list[Run] = []
     for number, spec in enumerate(specs, 1):
         setup = prepare(spec.scenario)
+        setup.connect()
         with store.create(spec) as writer:
             if on_start is not None:
                 on_start(writer.path)
@@ -159,6 +160,7 @@ def resume(
     scenario = Scenario.from_dict(stored)
     forget_data()
     setup = prepare(scenario)
+    setup.connect()
     with store.resume(found) as writer:
         if on_start is not None:
             on_start(writer.path)

@@ -6,8 +6,9 @@ Nothing is written and nothing is computed on the clients, so `fedsim check` cal
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from fedsim import batch_norm, reference, registry
 from fedsim.clients.base import Client, DirectClient
-from fedsim.data import FederatedData, build_data
+from fedsim.data import FederatedData, Partition, build_data
 from fedsim.errors import Params, Problem, ScenarioError, UserError
+from fedsim.grids.apps import AppNodes
+from fedsim.grids.clock import SimulatedClock, Work, examples_of
 from fedsim.grids.cohort import Cohorts
 from fedsim.grids.execution import Execution, choose_path
 from fedsim.grids.inline import InlineGrid
@@ -36,6 +39,7 @@ from fedsim.models import (
 from fedsim.random import integer
 from fedsim.scenario import Scenario
 from fedsim.scenario.components import Imported
+from fedsim.scenario.sections import EngineParams
 from fedsim.server.evaluation import metric_names
 from fedsim.server.state import LoopConfig, Stopping
 from fedsim.strategies.base import Strategy
@@ -68,14 +72,54 @@ class Setup:
         """Returns the engine over this run's clients."""
         torch.set_num_threads(1)  # of each operation; parallelism is over clients
         keep_freed_memory()
+        engine, dtype = self.scenario.engine, getattr(torch, self.execution.dtype)
+        nodes = len(self.data.shards)
+        if engine.name == "ray":
+            return InlineGrid(self._on_ray(), nodes, seed=self.seed)
         if isinstance(self.client, ClientApp):
-            return InlineGrid(self.client, len(self.data.shards), seed=self.seed)
-        shards = Shards(
-            self.data, getattr(torch, self.execution.dtype), torch.device(self.execution.device)
-        )
-        budget = self.scenario.engine.state_budget_mb * 2**20
+            return InlineGrid(self.client, nodes, seed=self.seed)
+        shards = Shards(self.data, dtype, torch.device(self.execution.device))
+        budget = engine.state_budget_mb * 2**20
         cohorts = Cohorts(self.client, shards, self.execution, self.seed, budget)
-        return InlineGrid(cohorts, len(shards), seed=self.seed)
+        return InlineGrid(cohorts, nodes, seed=self.seed)
+
+    def connect(self) -> int:
+        """Connects to the cluster that the engine needs; returns how many workers there will be.
+
+        0 for an engine without one. Raises UserError with what is wrong: call it before anything
+        is written.
+        """
+        engine = self.scenario.engine
+        if engine.name != "ray":
+            return 0
+        from fedsim.grids import pool
+
+        pool.connect(engine, cpus())
+        return pool.worker_count(engine)
+
+    def _on_ray(self) -> Cohorts | AppNodes:
+        """Returns what computes the clients on a cluster's workers."""
+        from fedsim.grids.ray_apps import RayAppNodes
+        from fedsim.grids.ray_cohorts import RayCohorts
+
+        engine, deadline = self.scenario.engine, self.scenario.deadline
+        workers, needs = self.connect(), engine.client_resources
+        if isinstance(self.client, ClientApp):
+            nodes = len(self.data.shards)
+            return RayAppNodes(self.client, nodes, self.seed, workers, needs, deadline)
+        shards = Shards(self.data, getattr(torch, self.execution.dtype))
+        budget = engine.state_budget_mb * 2**20
+        return RayCohorts(
+            self.client,
+            self.data,
+            shards,
+            self.execution,
+            self.seed,
+            budget,
+            workers,
+            needs,
+            deadline,
+        )
 
     def loop_config(self) -> LoopConfig:
         """Returns what the round loop needs of the scenario."""
@@ -97,6 +141,23 @@ class Setup:
             checkpoint_seconds=s.checkpoint.every_seconds,
             keep=s.checkpoint.keep,
             save_draws=s.posterior.save_draws != "none",
+            clock=self.clock(),
+        )
+
+    def clock(self) -> SimulatedClock | None:
+        """Returns the clock on which the clients take their time; None if none is simulated."""
+        c = self.scenario.clock
+        if c is None:
+            return None
+        return SimulatedClock(
+            self.seed,
+            _work(self.client, Partition.of(self.data.shards)),
+            seconds=c.seconds,
+            seconds_per_example=c.seconds_per_example,
+            latency=c.latency,
+            bandwidth=None if c.megabytes_per_second is None else c.megabytes_per_second * 1e6,
+            sigma=c.sigma if c.speeds == "lognormal" else 0.0,
+            jitter=c.jitter,
         )
 
     def plan(self) -> dict[str, Any]:
@@ -147,6 +208,7 @@ def prepare(scenario: Scenario) -> Setup:
     )
     _check_stopping(setup)
     problems = list(batch_norm.objections(setup))
+    problems += _clock_missing(setup)
     problems += [Problem("posterior.reference", why) for why in reference.objections(setup)]
     if problems:
         raise ScenarioError(problems)
@@ -212,6 +274,41 @@ def _check_stopping(setup: Setup) -> None:
     if stopping.name not in known:
         what = f"is never measured: {stopping.split} has {', '.join(sorted(known))}"
         raise ScenarioError([Problem(field, what, metric)])
+
+
+def _clock_missing(setup: Setup) -> list[Problem]:
+    """Returns why a strategy that does not wait for everybody cannot do without a clock."""
+    strategy = setup.strategy
+    asynchronous = isinstance(strategy, Strategy) and any(
+        exchange.wait is not None for exchange in strategy.exchanges(1)
+    )
+    if not asynchronous or setup.scenario.clock is not None:
+        return []
+    what = (
+        "is required: the strategy updates with the replies that come first, and the engine inline"
+        " answers all messages at once"
+    )
+    return [Problem("clock", what, hint="Write clock: {} for clients of log-normal speeds")]
+
+
+def _work(client: Client | DirectClient | ClientApp, shards: Partition) -> Work:
+    """Returns what says how many examples a client processes on a message.
+
+    They are those that a client of ours plans; for others, its rows.
+    """
+
+    def work(message_type: str, config: Mapping[str, Any], partition: int) -> float:
+        rows = int(shards.sizes[partition])
+        if not isinstance(client, Client):
+            return rows
+        action = message_type.partition(".")[2]
+        acting = client.action(action) if action else client
+        try:
+            return rows if acting is None else examples_of(acting.plan(rows, config), rows)
+        except Exception:  # of a user's client; the engine plans the same and says what is wrong
+            return rows
+
+    return work
 
 
 def check_task(model: FunctionalModel, task: Task, data: FederatedData) -> None:
@@ -336,15 +433,15 @@ def _execution(
 ) -> Execution:
     engine = scenario.engine
     direct = isinstance(client, DirectClient)
-    asked = "cpu" if direct and engine.device == "auto" else engine.device
-    device = torch.device(_device(asked, engine.dtype))
+    cpu = direct and engine.device == "auto"  # such clients compute in NumPy
+    device = torch.device("cpu" if cpu else _device(engine))
     path, why = choose_path(model, device, engine.path)
     if direct:
         path, why = "one_by_one", "the client is no loop of steps that could be mapped"
     return Execution(
         path=path,
         chunk=engine.chunk or 0,
-        threads=engine.threads or _cpus(),
+        threads=engine.threads or (cpus() if engine.name == "inline" else _threads(engine)),
         dtype=engine.dtype,
         device=device.type,
         trace=engine.trace,
@@ -352,14 +449,26 @@ def _execution(
     )
 
 
-def _cpus() -> int:
+def cpus() -> int:
     """Returns the CPUs this process may use; results do not depend on it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _device(asked: Literal["auto", "cpu", "cuda", "mps"], dtype: str) -> str:
+def _threads(engine: EngineParams) -> int:
+    """Returns the threads of a worker: as many as it has CPUs."""
+    return max(int(engine.client_resources.cpus), 1)
+
+
+def _device(engine: EngineParams) -> str:
+    asked, dtype = engine.device, engine.dtype
+    if engine.name == "ray":  # the workers' machines may have what this one lacks
+        gpus = engine.client_resources.gpus
+        if asked == "cuda" and not gpus:
+            what, hint = "needs GPUs for the workers", "Set engine.client_resources.gpus"
+            raise ScenarioError([Problem("engine.device", what, asked, hint=hint)])
+        return ("cuda" if gpus else "cpu") if asked == "auto" else asked
     if asked == "mps" and dtype == "float64":
         what = "Apple's GPUs compute in float32, and engine.dtype is float64"
         hint = "Take engine.device: cpu, or engine.dtype: float32"

@@ -12,19 +12,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Literal
 
 import torch
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
 from fedsim._flower import quiet as silence_flower
 from fedsim.clients.base import DirectClient
 from fedsim.errors import RunFailed, UserError
+from fedsim.grids.execution import Path
 from fedsim.server.loop import RoundLoop
+from fedsim.server.recorder import Nowhere
 from fedsim.setup import Setup, build_strategy, prepare
-
-Path = Literal["mapped", "one_by_one"]
 
 NOISE = 0.05
 """A smaller gain changes nothing."""
@@ -334,36 +332,6 @@ class Trial:
     def close(self) -> None:
         """Ends its threads."""
         self._grid.close()
-
-
-class Nowhere:
-    """A recorder that keeps nothing."""
-
-    def log_metrics(self, round: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Drops them."""
-
-    def log_client_metrics(
-        self,
-        round: int,
-        split: str,
-        partitions: Sequence[int],
-        metrics: Mapping[str, Sequence[float]],
-    ) -> None:
-        """Drops them."""
-
-    def event(self, kind: str, round: int | None = None, **fields: object) -> None:
-        """Drops it."""
-
-    def end_round(self, round: int) -> None:
-        """Does nothing."""
-
-    def save_draw(self, round: int, draw: Mapping[str, Tensor]) -> None:
-        """Drops it."""
-
-    def save_checkpoint(
-        self, round: int, tensors: Mapping[str, Tensor], state: object, keep: int = 2
-    ) -> None:
-        """Drops it."""
 
 
 def automatic(setup: Setup) -> Setup:

@@ -32,16 +32,18 @@ def check_replies(
     `asked`: the nodes that were sent a message; those that did not answer are failures, too, and
     so are further answers of a node and answers of others.
     """
-    waiting = Counter(asked)
+    asked = tuple(asked)
     if isinstance(replies, Replies):
         # what an engine has averaged, it has checked before
         checked = replies if replies.reduced else check_stack(replies, schema, arrays)
-        failures = list(checked.failures)
+        if not checked.failures and checked.node_ids == asked:
+            return Checked(checked, len(asked), [])
+        failures, waiting = list(checked.failures), Counter(asked)
         waiting.subtract([*checked.node_ids, *(f.node_id for f in failures)])
         kept: Sequence[Message] = replace(checked, failures=[])
         good = len(checked.node_ids)
     else:
-        failures, messages = [], []
+        failures, messages, waiting = [], [], Counter(asked)
         for message in sorted(replies, key=lambda m: m.metadata.src_node_id):
             node_id = message.metadata.src_node_id
             if message.has_error():
@@ -71,8 +73,23 @@ def finite(stacked: Tensor) -> Tensor:
     return good.cpu()
 
 
+@dataclass(frozen=True)
+class StackCheck:
+    """`check_stack` against one schema: data, so that an engine can send it to other processes.
+
+    arrays: the parameters, where the schema takes their shape.
+    """
+
+    schema: ReplySchema
+    arrays: ArrayRecord | None
+
+    def __call__(self, replies: Replies, numbers: bool) -> Replies:
+        """Returns the replies with those that the schema rejects among the failures."""
+        return check_stack(replies, self.schema, self.arrays, numbers)
+
+
 def check_stack(
-    replies: Replies, schema: ReplySchema, arrays: ArrayRecord, numbers: bool = True
+    replies: Replies, schema: ReplySchema, arrays: ArrayRecord | None, numbers: bool = True
 ) -> Replies:
     """Returns the replies with those that the schema rejects among the failures.
 
@@ -153,10 +170,11 @@ def _tensor(array: Array) -> Tensor:
 def _layout_problem(
     layout: dict[str, dict[str, tuple[tuple[int, ...], torch.dtype]]],
     schema: ReplySchema,
-    arrays: ArrayRecord,
+    arrays: ArrayRecord | None,
 ) -> str | None:
     expected = schema.records
     if expected is None:
+        assert arrays is not None
         if len(layout) != 1:
             return f"{len(layout)} array records instead of one"
         expected = {next(iter(layout)): shapes_of(arrays)}

@@ -18,13 +18,23 @@ from torch import Tensor
 
 from fedsim.errors import RunFailed
 from fedsim.grids.nodes import partition_of
-from fedsim.messages import Arrays, Broadcast, Reduction, Replies, stack, to_record, to_tensors
+from fedsim.messages import (
+    Arrays,
+    Broadcast,
+    Received,
+    Reduction,
+    Replies,
+    stack,
+    to_record,
+    to_tensors,
+)
 from fedsim.random import seeded_globals
-from fedsim.server.check import Checked, check_replies, check_stack, finite
+from fedsim.server.check import Checked, StackCheck, check_replies, finite
 from fedsim.server.evaluation import Evaluator
 from fedsim.server.recorder import Recorder
 from fedsim.server.state import LoopConfig, LoopState, Metrics, Totals
 from fedsim.server.traffic import bytes_received, bytes_sent, gradients_of
+from fedsim.server.waiting import Waiting, tolerated_failures
 from fedsim.strategies.base import Exchange, ReplySchema, Strategy
 from fedsim.strategies.flower import (
     exchanges_of,
@@ -55,6 +65,7 @@ class RoundLoop:
         self.recorder, self.evaluator = recorder, evaluator
         self.on_round = on_round or (lambda round, metrics, system: None)
         self.state = LoopState(arrays)
+        self.waiting = Waiting(grid, config.clock)
         self.chains = strategy.chains if isinstance(strategy, Strategy) else 0
         self._saved_round: int | None = None
         self._saved_at = time.monotonic()
@@ -125,6 +136,23 @@ class RoundLoop:
     def _exchange(
         self, server_round: int, index: int, exchange: Exchange, record: ArrayRecord
     ) -> tuple[ArrayRecord | None, MetricRecord | None, Checked]:
+        if exchange.wait is None:
+            checked = self._ask_all(server_round, index, exchange, record)
+        else:
+            checked = self._ask_some(server_round, exchange.wait, exchange, record)
+        gradients = gradients_of(checked.replies)
+        if exchange.by_client and checked.good:
+            self._log_clients(server_round, "train", stack(checked.replies))
+        with self._seeded(self.config.seed, "aggregate", server_round, index):
+            new, metrics = exchange.aggregate(server_round, checked.replies)
+        self.state.totals.gradients += gradients
+        self.state.totals.simulated_seconds = self.waiting.now
+        return new, metrics, checked
+
+    def _ask_all(
+        self, server_round: int, index: int, exchange: Exchange, record: ArrayRecord
+    ) -> Checked:
+        """Returns the replies of everybody who was asked."""
         config = ConfigRecord({"seed": self.config.seed, "server-round": server_round})
         # Flower's strategies sample nodes and draw noise from global generators
         stream = (self.config.seed, "strategy", server_round, index)
@@ -133,23 +161,33 @@ class RoundLoop:
             messages = messages if isinstance(messages, Broadcast) else list(messages)
         schema = exchange.schema(record)
         if isinstance(messages, Broadcast) and exchange.weights is not None:
-            messages.reduction = Reduction(
-                lambda block, numbers: check_stack(block, schema, record, numbers),
-                exchange.weights,
-            )
+            check = StackCheck(schema, record if schema.records is None else None)
+            messages.reduction = Reduction(check, exchange.weights)
         replies = self.grid.send_and_receive(messages)
         asked = _nodes(messages)
         self.state.totals.bytes_down += bytes_sent(messages)
         self.state.totals.bytes_up += bytes_received(replies)
+        self.waiting.pass_by(messages)
         checked = check_replies(replies, asked, schema, record)
         self._report_failures(server_round, exchange.message_type, checked, len(asked))
-        gradients = gradients_of(checked.replies)
-        if exchange.by_client and checked.good:
-            self._log_clients(server_round, "train", stack(checked.replies))
-        with self._seeded(self.config.seed, "aggregate", server_round, index):
-            new, metrics = exchange.aggregate(server_round, checked.replies)
-        self.state.totals.gradients += gradients
-        return new, metrics, checked
+        return checked
+
+    def _ask_some(
+        self, server_round: int, wait: int, exchange: Exchange, record: ArrayRecord
+    ) -> Checked:
+        """Returns the first `wait` good replies to what is under way."""
+        config = {"seed": self.config.seed, "server-round": server_round}
+        tolerated = tolerated_failures(wait, self.config.quorum)
+        if self.config.on_bad_reply == "fail":
+            tolerated = 0
+        found = self.waiting.collect(server_round, exchange, record, config, wait, tolerated)
+        self.state.totals.bytes_down += found.bytes_down
+        self.state.totals.bytes_up += found.bytes_up
+        failures = sorted(found.failures, key=lambda f: f.node_id)
+        checked = Checked(Received(found.pairs), len(found.pairs), failures)
+        asked = checked.good + len(failures)
+        self._report_failures(server_round, exchange.message_type, checked, asked)
+        return checked
 
     def _seeded(self, seed: int, purpose: str, *ids: int) -> AbstractContextManager[None]:
         """Seeds the global generators for Flower's strategies; ours never touch them."""
@@ -246,9 +284,14 @@ class RoundLoop:
 
     def _system(self, before: Totals, cohort: int) -> Metrics:
         """Returns the round's costs and, as total_*, all costs so far."""
-        totals = vars(self.state.totals)
+        totals = dict(vars(self.state.totals))
+        names = ["bytes_up", "bytes_down", "gradients", "seconds", "dropped"]
+        if self.config.clock is None:
+            del totals["simulated_seconds"]
+        else:
+            names.append("simulated_seconds")
         system = {f"total_{name}": float(value) for name, value in totals.items()}
-        for name in ("bytes_up", "bytes_down", "gradients", "seconds", "dropped"):
+        for name in names:
             system[name] = float(totals[name] - getattr(before, name))
         system["clients_per_second"] = cohort / max(system["seconds"], 1e-9)
         return system
@@ -285,6 +328,8 @@ class RoundLoop:
             "order": list(state.arrays),
         }
         parts: dict[str, Any] = {"strategy": strategy_state(self.strategy)}
+        if self.waiting.busy:
+            parts["waiting"] = self.waiting.state_dict()
         if hasattr(self.grid, "state_dict"):
             parts["grid"] = self.grid.state_dict()
         if self.evaluator is not None:
@@ -310,6 +355,9 @@ class RoundLoop:
         if "grid" in plain:
             grid: Any = self.grid
             grid.load_state_dict(parts.get("grid", {}), plain["grid"])
+        self.waiting.now = state.totals.simulated_seconds
+        if "waiting" in plain:
+            self.waiting.load_state_dict(parts.get("waiting", {}), plain["waiting"])
         if self.evaluator is not None:
             self.evaluator.load_state_dict(parts.get("evaluator", {}), plain["evaluator"])
         self._saved_round = state.round

@@ -1,4 +1,4 @@
-"""Where the round loop writes."""
+"""Where the round loop writes, and the writer that keeps nothing."""
 
 from __future__ import annotations
 
@@ -25,3 +25,33 @@ class Recorder(Protocol):
     def save_checkpoint(
         self, round: int, tensors: Mapping[str, Tensor], state: object, keep: int = 2
     ) -> None: ...
+
+
+class Nowhere:
+    """A recorder that keeps nothing."""
+
+    def log_metrics(self, round: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Drops them."""
+
+    def log_client_metrics(
+        self,
+        round: int,
+        split: str,
+        partitions: Sequence[int],
+        metrics: Mapping[str, Sequence[float]],
+    ) -> None:
+        """Drops them."""
+
+    def event(self, kind: str, round: int | None = None, **fields: object) -> None:
+        """Drops it."""
+
+    def end_round(self, round: int) -> None:
+        """Does nothing."""
+
+    def save_draw(self, round: int, draw: Mapping[str, Tensor]) -> None:
+        """Drops it."""
+
+    def save_checkpoint(
+        self, round: int, tensors: Mapping[str, Tensor], state: object, keep: int = 2
+    ) -> None:
+        """Drops it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fedsim.grids.clock import SimulatedClock
 from fedsim.messages import Arrays
 
 Metrics = dict[str, float]
@@ -37,6 +38,7 @@ class LoopConfig:
     checkpoint_seconds: float | None = None
     keep: int = 2
     save_draws: bool = True
+    clock: SimulatedClock | None = None
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Totals:
     seconds: float = 0.0
     dropped: float = 0.0
     draws: float = 0.0
+    simulated_seconds: float = 0.0
 
 
 @dataclass

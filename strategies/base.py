@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -47,6 +48,10 @@ class Exchange:
     weights: given if `aggregate` needs no reply's arrays, only their means with these weights
     (clients,) float64 ≥ 0, not normalised, each a function of that client's metrics alone. The
     engine then averages the replies as they come, and memory does not grow with the cohort.
+    wait: the number of good replies that the exchange waits for, ≥ 1; None: one for each message.
+    At most one exchange of a round has a number. With it, `configure` is called whenever replies
+    have come and more are needed, what is under way stays so over rounds, and `aggregate` gets
+    `Received`, which knows what each reply answers.
     """
 
     message_type: str
@@ -54,6 +59,7 @@ class Exchange:
     aggregate: Callable[[int, Iterable[Message]], tuple[ArrayRecord | None, MetricRecord | None]]
     schema: Callable[[ArrayRecord], ReplySchema]
     weights: Callable[[Replies], Tensor] | None = None
+    wait: int | None = None
     by_client: bool = False
 
 
@@ -103,10 +109,11 @@ class Strategy(FlowerStrategy):
     """Whether aggregate_train needs the replies' weighted means (`Replies.mean`) alone."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A class whose aggregate_train is not that of the one that streams sees every reply."""
+        """A class whose means or weights are not those of the one that streams sees every reply."""
         super().__init_subclass__(**kwargs)
         # the next in line may be a mixin, which knows nothing of `streams`
-        first = next(c for c in cls.__mro__ if {"aggregate_train", "streams"} & vars(c).keys())
+        own = {"aggregate_train", "weights", "streams"}
+        first = next(c for c in cls.__mro__ if own & vars(c).keys())
         if "streams" not in vars(first):
             cls.streams = False
 
@@ -124,7 +131,7 @@ class Strategy(FlowerStrategy):
 
     def train_exchange(self) -> Exchange:
         """Returns the exchange of `train` messages."""
-        weights = self.weights if self.streams else None
+        weights = self.streamed_weights()
         return Exchange(
             "train", self.configure_train, self.aggregate_train, self.reply_schema, weights
         )
@@ -152,6 +159,10 @@ class Strategy(FlowerStrategy):
 
     def notes(self) -> list[str]:
         """Returns sentences on what was found, for the summary and the screen."""
+        return []
+
+    def objections(self, num_nodes: int) -> list[str]:
+        """Returns why the strategy cannot be served by so many nodes."""
         return []
 
     def is_draw(self, server_round: int) -> bool:
@@ -200,9 +211,19 @@ class Strategy(FlowerStrategy):
 
     def weights(self, replies: Replies) -> Tensor:
         """Returns w_c (clients,) float64, not normalised."""
-        if self.common.weighted_by == "uniform":
-            return torch.ones(len(replies.node_ids), dtype=torch.float64)
-        return replies.metrics["num-examples"]
+        return client_weights(self.common.weighted_by, replies)
+
+    def streamed_weights(self) -> Callable[[Replies], Tensor] | None:
+        """Returns `weights` for an engine that averages replies; None for a class that does not.
+
+        An engine may send it to other processes: so it is a function without the strategy's state,
+        unless the class has weights of its own.
+        """
+        if not self.streams:
+            return None
+        if type(self).weights is Strategy.weights:
+            return partial(client_weights, self.common.weighted_by)
+        return self.weights
 
     def summary(self) -> None:
         """Flower calls this to log the strategy; the run folder holds all of it."""
@@ -213,6 +234,13 @@ class Strategy(FlowerStrategy):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
+
+
+def client_weights(weighted_by: Literal["examples", "uniform"], replies: Replies) -> Tensor:
+    """Returns w_c (clients,) float64, not normalised: n_c, or 1."""
+    if weighted_by == "uniform":
+        return torch.ones(len(replies.node_ids), dtype=torch.float64)
+    return replies.metrics["num-examples"]
 
 
 def shapes_of(arrays: ArrayRecord) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -91,7 +91,7 @@ class FAHMC(Sampler):
             self._configure_gradient,
             self._aggregate_gradient,
             lambda arrays: ReplySchema({"gradient": shapes_of(arrays)}),
-            self.weights,
+            self.streamed_weights(),
         )
         return [*first, gradient, train]
 

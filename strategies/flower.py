@@ -158,7 +158,7 @@ def objections(
         missing = sorted(strategy.sends - honours)
         if missing:
             found.append(f"the client does not honour {', '.join(missing)}")
-        return found
+        return found + strategy.objections(num_nodes)
     if (key := weight_key(strategy)) not in honours | {"num-examples"}:
         found.append(f"the client does not report {key} (weighted_by_key)")
     for part in unwrapped(strategy):

@@ -39,8 +39,8 @@ class AppGrid(InlineGrid):
         on_exchange: Exchange,
     ) -> None:
         """on_exchange: told the messages of each push and their replies, in the same order."""
-        super().__init__(app, num_nodes, seed=seed, run_id=run_id)
         self._nodes = AppNodes(app, num_nodes, seed, run_id, run_config)
+        super().__init__(self._nodes, num_nodes, seed=seed, run_id=run_id)
         self._on_exchange = on_exchange
         self._replies: dict[str, Message] = {}
         self._asked = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from fedsim.apps.load import imported
 from fedsim.apps.project import Project, override, read
 from fedsim.errors import Params, Problem, ScenarioError
 from fedsim.random import integer, seeded_globals
+from fedsim.scenario.model import MAX_SEED
 
 ROUNDS_KEYS = ("num-server-rounds", "num-rounds", "num_server_rounds", "num_rounds")
 """Where apps keep their number of rounds; only shown until Strategy.start says it."""
@@ -78,6 +80,11 @@ def prepare(
         problems += error.problems
     if nodes is not None and nodes < 1:
         problems.append(Problem("--nodes", "must be a whole number ≥ 1", nodes))
+    problems += [
+        Problem("--seeds", f"must be whole numbers from 0 to {MAX_SEED}", seed)
+        for seed in seeds
+        if not 0 <= seed <= MAX_SEED
+    ]
     try:
         with components(project, 0):
             pass
@@ -115,9 +122,11 @@ def prepare(
 def components(project: Project, seed: int) -> Iterator[tuple[ServerApp, ClientApp]]:
     """Imports the app; inside the block, what it draws at random belongs to the seed.
 
-    What it prints goes to standard error: standard output is for results.
+    What it prints goes to standard error: standard output is for results. If it goes into another
+    folder, it is left there only for the block.
     """
     with (
+        _same_folder(),
         redirect_stdout(sys.stderr),
         seeded_globals(seed, "server-app"),
         torch.random.fork_rng(devices=[]),
@@ -125,6 +134,15 @@ def components(project: Project, seed: int) -> Iterator[tuple[ServerApp, ClientA
         torch.manual_seed(integer(seed, "server-app-torch"))
         with imported(project) as both:
             yield both
+
+
+@contextmanager
+def _same_folder() -> Iterator[None]:
+    before = Path.cwd()
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def again(stored: Mapping[str, Any], settings: Mapping[str, Any], seed: int) -> str:

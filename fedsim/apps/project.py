@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ Value = bool | int | float | str
 
 FILE = "pyproject.toml"
 APP = "tool.flwr.app"
+
+LARGEST = 2**63 - 1
+"""Whole numbers beyond it are none to TOML, nor to Flower's messages."""
 
 _KINDS = {
     bool: "true or false",
@@ -88,7 +92,7 @@ def read(path: Path) -> Project:
             found[kind] = str(reference)
     config: dict[str, Value] = {}
     for key, value in _flat(app.get("config", {})):
-        if isinstance(value, Value):
+        if isinstance(value, Value) and _storable(value):
             config[key] = value
         else:
             wrong(f"{APP}.config.{key}", "must be a number, a text, or true or false", value)
@@ -154,8 +158,15 @@ def _parse(text: str, kind: type[Value]) -> Value | None:
     if kind is str:
         return value if isinstance(value, str) else text
     if kind is float and type(value) is int:
-        return float(value)
-    return value if type(value) is kind else None
+        value = float(value) if abs(value) <= LARGEST else value
+    return value if type(value) is kind and _storable(value) else None
+
+
+def _storable(value: Value) -> bool:
+    """Says whether a run's record can hold the value: neither infinities and NaN nor huge."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str) or abs(value) <= LARGEST
 
 
 def _flat(table: object, prefix: str = "") -> Iterator[tuple[str, Any]]:

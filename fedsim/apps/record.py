@@ -18,6 +18,8 @@ MAX_LIST = 32
 """Longest list in a MetricRecord that is recorded, as name.0, name.1, …"""
 MAX_REASONS = 20
 SHOWN_FIRST = ("test", "client", "train")
+MAX_ROUND = 1_000_000
+"""A larger number is none of a round: a group_id may be a clock's time or a UUID."""
 SPLITS = {"evaluate": "client"}
 """Splits of message types; any other type is a split of its own name, as "train" and "query"."""
 
@@ -51,7 +53,8 @@ class Recorder:
     """Writes what passes, round by round.
 
     The round of a message is what its strategy says, else the entry "server-round" of its
-    ConfigRecords, else its group_id; else a round ends when a node gets a second message of a type.
+    ConfigRecords, else its group_id, if it is at most MAX_ROUND; else a round ends when a node gets
+    a second message of a type.
     A second strategy's rounds, and its round 0, come after the first's.
 
     Attributes:
@@ -145,10 +148,10 @@ class Recorder:
         message = messages[0]
         for record in message.content.config_records.values():
             number = record.get("server-round")
-            if type(number) is int:
+            if type(number) is int and 0 <= number <= MAX_ROUND:
                 return self._offset + number
         group = message.metadata.group_id
-        if group.isdecimal():
+        if group.isdecimal() and int(group) <= MAX_ROUND:
             return self._offset + int(group)
         kind = message.metadata.message_type
         again = any((kind, each.metadata.dst_node_id) in self._sent for each in messages)

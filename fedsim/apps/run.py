@@ -67,7 +67,7 @@ class AppFailed(RunFailed):
     """An app's run that failed; `path` is its folder."""
 
     def __init__(self, reason: str, path: Path) -> None:
-        self.path = path
+        self.reason, self.path = reason, path
         super().__init__(f"{reason}\nrun {path.name} in {path}")
 
 
@@ -87,12 +87,13 @@ def run_app(
     """
     from rich.console import Console
 
-    store = RunStore(Path(out) if out is not None else None)
+    shown = RunStore(Path(out) if out is not None else None)
+    store = RunStore(shown.root.absolute())  # an app may go into another folder
     threads = torch.get_num_threads()
     try:
         with components(spec.project, spec.seed) as (server, client), store.create(spec) as writer:
             if on_start is not None:
-                on_start(writer.path)
+                on_start(shown.root / writer.id)
             with (
                 logs_to(writer.path / LOG, LOGGER),
                 Progress(
@@ -103,15 +104,22 @@ def run_app(
                     runs=count,
                 ) as progress,
             ):
-                _go(spec, server, client, writer, progress)
+                note = _go(spec, server, client, writer, progress)
+        if note:  # also where progress is not wanted: what was computed is not what was meant
+            Console(stderr=True).print(
+                f"fedsim: {note}", markup=False, highlight=False, soft_wrap=True
+            )
+    except AppFailed as error:
+        raise AppFailed(error.reason, shown.root / error.path.name) from error.__cause__
     finally:
         torch.set_num_threads(threads)
-    return store.open(writer.id)
+    return shown.open(writer.id)
 
 
 def _go(
     spec: AppSpec, server: ServerApp, client: ClientApp, writer: RunWriter, progress: Progress
-) -> None:
+) -> str:
+    """Runs the app to its end; returns what its user should know of it, or nothing."""
     scenario, project = spec.scenario, spec.project
     recorder = Recorder(writer, progress)
     run_id = integer(spec.seed, "flower-run")
@@ -160,19 +168,28 @@ def _go(
     _save_arrays(recorder, writer)
     totals = vars(recorder.totals)
     writer.finish("finished", {"totals": totals, "loop_seconds": time.monotonic() - started})
+    errors = _errors(recorder)
+    return f"run {writer.id}: {errors}; {LOG} has the tracebacks" if errors else ""
 
 
 def _failed(reason: str, recorder: Recorder, writer: RunWriter) -> AppFailed:
     """Returns the error, after what the run has come to is logged."""
     with suppress(RunFailed):  # on a full disk; the first error is the one to show
         recorder.close()
-    totals = recorder.totals
-    if totals.dropped:
-        reason += (
-            f"; {totals.dropped:.0f} of {totals.messages:.0f} messages were answered by an error,"
-            f" the first in {recorder.first_failure}"
-        )
+    if errors := _errors(recorder):
+        reason += f"; {errors}"
     return AppFailed(f"{reason}; {LOG} has the traceback", writer.path)
+
+
+def _errors(recorder: Recorder) -> str:
+    """Returns how many messages were answered by an error, and the first; nothing without any."""
+    totals = recorder.totals
+    if not totals.dropped:
+        return ""
+    return (
+        f"{totals.dropped:.0f} of {totals.messages:.0f} messages were answered by an error,"
+        f" the first in {recorder.first_failure}"
+    )
 
 
 def _save_arrays(recorder: Recorder, writer: RunWriter) -> None:

@@ -58,11 +58,12 @@ def check(
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    columns = ("label", "rounds", "clients", "parameters", "chains", "path", "chunk", "threads",
-               "dtype", "device")  # fmt: skip
+    columns = ("label", "rounds", "clients", "parameters", "chains", "engine", "path", "chunk",
+               "threads", "dtype", "device")  # fmt: skip
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     for name in columns:
-        table.add_column(name, justify="left" if name in ("label", "path") else "right")
+        left = name in ("label", "engine", "path")
+        table.add_column(name, justify="left" if left else "right")
     for plan in plans[:MAX_SHOWN]:
         shown = plan | {"chunk": _chunk(plan)}
         table.add_row(*(str(shown[name]) for name in columns))
@@ -118,11 +119,11 @@ def list_components(
 
 def components(kind: Kind) -> dict[str, str]:
     """Returns the names that a scenario's section takes, each with what it is in one line."""
-    from fedsim.scenario import EngineParams, installed
+    from fedsim.scenario import installed
+    from fedsim.scenario.sections import ENGINES
 
     if kind is Kind.engines:
-        field = EngineParams.model_fields["name"]
-        return {str(field.default): "One process, vectorised cohorts, nothing serialised."}
+        return ENGINES
     return {name: _first_line(model) for name, model in installed().of(SECTIONS[kind]).items()}
 
 

@@ -81,6 +81,12 @@ class Interrupts:
             sys.stdout.flush()
         os._exit(128 + (self.signal or signal.SIGINT))
 
+    def forget(self) -> None:
+        """Gives a forked process the handlers from before: its signals are not the command's."""
+        signal.set_wakeup_fd(self._wakeup_before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
     def _raise(self, number: int, frame: FrameType | None) -> None:
         """Python's handler: the first signal unwinds the main thread, later ones change nothing."""
         if not self.signal:
@@ -136,4 +142,16 @@ def note(
         interrupts.out = None if out is None else str(out)
 
 
+def _forked() -> None:
+    """Ends the interrupt handling in a process that was just forked.
+
+    A worker of a multiprocessing pool is ended by SIGTERM, and the pipe that wakes the watching
+    thread is the parent's, too: the whole command would end with its first worker.
+    """
+    for interrupts in _active:
+        interrupts.forget()
+    _active.clear()
+
+
 _active: list[Interrupts] = []
+os.register_at_fork(after_in_child=_forked)

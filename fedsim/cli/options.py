@@ -67,6 +67,15 @@ Engine = Annotated[
     str | None,
     typer.Option("--engine", metavar="NAME", help="Engine to run on instead of the scenario's."),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT|auto",
+        help="With --engine ray: the cluster to run on; Ray is started for the run if left out.",
+        show_default=False,
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -89,7 +98,10 @@ NoReport = Annotated[bool, typer.Option("--no-report", help="Write neither repor
 
 
 def overrides_of(
-    overrides: list[str] | None, seeds: str | None = None, engine: str | None = None
+    overrides: list[str] | None,
+    seeds: str | None = None,
+    engine: str | None = None,
+    address: str | None = None,
 ) -> list[str]:
     """Returns all overrides in the form that Scenario.load takes."""
     found = list(overrides or ())
@@ -97,6 +109,8 @@ def overrides_of(
         found.append(f"seeds={seeds_of(seeds)}")
     if engine is not None:
         found.append(f"engine.name={engine}")
+    if address is not None:
+        found.append(f"engine.address={address}")
     return found
 
 

@@ -29,6 +29,7 @@ def run(
     overrides: options.Overrides = None,
     seeds: options.Seeds = None,
     engine: options.Engine = None,
+    address: options.Address = None,
     out: options.Out = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -38,12 +39,14 @@ def run(
 
     All of it is checked before anything starts.
     """
-    _refuse_mixtures(scenarios, app, nodes, engine)
+    _refuse_mixtures(scenarios, app, nodes, engine, address)
     show = _Output(out, as_json, quiet, no_report)
     if app is not None:
         _run_app(app, overrides or [], nodes, seeds, show)
     else:
-        _run_scenarios(scenarios or [], options.overrides_of(overrides, seeds, engine), show)
+        _run_scenarios(
+            scenarios or [], options.overrides_of(overrides, seeds, engine, address), show
+        )
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,11 @@ class _Output:
 
 
 def _refuse_mixtures(
-    scenarios: list[str] | None, app: Path | None, nodes: int | None, engine: str | None
+    scenarios: list[str] | None,
+    app: Path | None,
+    nodes: int | None,
+    engine: str | None,
+    address: str | None,
 ) -> None:
     from fedsim.errors import UserError
 
@@ -75,6 +82,8 @@ def _refuse_mixtures(
         mistakes.append(
             f"--app runs a Flower app and {scenarios[0]} is a scenario: run them one by one"
         )
+    if address is not None:
+        mistakes.append("--address goes with --engine ray, and a Flower app runs on inline")
     if engine not in (None, "inline"):
         mistakes.append(f"a Flower app runs on the engine inline, not on {engine}")
     if mistakes:
@@ -111,6 +120,7 @@ def compare(
     overrides: options.Overrides = None,
     seeds: options.Seeds = None,
     engine: options.Engine = None,
+    address: options.Address = None,
     out: options.Out = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -121,7 +131,7 @@ def compare(
 
     named = [source for source in sources if _is_file(source)]
     if len(named) == len(sources):
-        given = options.overrides_of(overrides, seeds, engine)
+        given = options.overrides_of(overrides, seeds, engine, address)
         _run_scenarios(sources, given, _Output(out, as_json, quiet, no_report))
         return
     if named:
@@ -129,8 +139,10 @@ def compare(
             f"{named[0]} is a scenario and the rest are runs: compare files, or run them first and"
             " compare the ids"
         )
-    if overrides or seeds is not None or engine is not None:
-        raise UserError("--set, --seeds and --engine are for scenarios; these are stored runs")
+    if overrides or any(given is not None for given in (seeds, engine, address)):
+        raise UserError(
+            "--set, --seeds, --engine and --address are for scenarios; these are stored runs"
+        )
     from fedsim.cli.stored import open_runs
 
     runs = open_runs(sources, out)

@@ -106,7 +106,10 @@ def engine_words(plan: Mapping[str, Any]) -> str:
     why = f" ({plan['why']})" if "why" in plan else ""  # a Flower app has nothing to choose
     counts = [f"{plan[name]} {name}" for name in ("nodes", "threads") if name in plan]
     kinds = [str(plan[name]) for name in ("device", "dtype") if name in plan]
-    return ", ".join(filter(None, [f"{plan['path']}{why}", *counts, blocks, *kinds]))
+    graphs, traced = plan.get("graphs"), ""
+    if graphs:
+        traced = f"{graphs} graph{'s' * (graphs != 1)} traced in {plan['trace_seconds']:.1f} s"
+    return ", ".join(filter(None, [f"{plan['path']}{why}", *counts, blocks, traced, *kinds]))
 
 
 def report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,6 +55,8 @@ def tune(
     from fedsim.scenario import Scenario
 
     file = Path(scenario)
+    if not math.isfinite(seconds):
+        raise typer.BadParameter(f"{seconds} is no number of seconds", param_hint="--seconds")
     _refuse_own_fields(overrides or [])
     loaded = Scenario.load(file, overrides or [])
     _refuse_grid(loaded.grid)
@@ -241,8 +244,12 @@ def _check_writable(file: Path, arms: Sequence[str]) -> None:
     """Raises UserError before anything is measured if nothing could be written."""
     from fedsim.errors import UserError
 
-    if not os.access(file.resolve().parent, os.W_OK):
+    target = file.resolve()
+    if not os.access(target.parent, os.W_OK):
         raise UserError(f"{file} cannot be replaced in its folder; --dry-run only prints")
+    # Replacing a file asks nobody whether it may be written.
+    if not (os.access(target, os.W_OK) and target.stat().st_mode & 0o222):
+        raise UserError(f"{file} is read-only; --dry-run only prints")
     anything: dict[str, str | int | None] = {"path": "mapped", "chunk": 1, "threads": 1}
     paths = [("engine",), *(("compare", arm, "engine") for arm in arms if arm)]
     for path in paths:

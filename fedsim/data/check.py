@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,8 @@ def checked_make(
 ) -> Callable[[int], Examples]:
     """Returns `make`, raising RunFailed where it raises or its rows are not as declared."""
 
+    sizes = shards.sizes
+
     def checked(client: int) -> Examples:
         what = f"{where}: client {client}"
         try:
@@ -131,16 +134,42 @@ def checked_make(
             raise RunFailed(f"{what}: make raised {type(error).__name__}: {error}") from error
         if not isinstance(made, Examples):
             raise RunFailed(f"{what}: make returned {type(made).__name__}, not Examples")
+        if _surely_right(made, info) and len(made.x) == sizes[client]:
+            return made
         try:
             made = check_examples(made, what, info)
         except UserError as error:
             raise RunFailed(str(error)) from error
-        declared = int(shards.offsets[client + 1] - shards.offsets[client])
-        if len(made) != declared:
-            raise RunFailed(f"{what}: make returned {len(made)} rows and shards says {declared}")
+        if len(made) != sizes[client]:
+            raise RunFailed(
+                f"{what}: make returned {len(made)} rows and shards says {sizes[client]}"
+            )
         return made
 
     return checked
+
+
+def _surely_right(made: Examples, info: DataInfo) -> bool:
+    """Says that check_examples would find nothing, by the fewest operations on usual rows.
+
+    Thousands of clients' rows are made in a round. False means only that it has to look.
+    """
+    x, y = made.x, made.y
+    if not (type(x) is type(y) is np.ndarray and x.shape[1:] == info.input_shape and len(x)):
+        return False
+    if made.weight is not None or made.columns or y.shape != x.shape[:1]:
+        return False
+    if (
+        x.dtype.kind != "f"
+        or x.dtype.itemsize not in (4, 8)
+        or not isfinite(np.add.reduce(x, axis=None))
+    ):
+        return False
+    if info.target != "class":
+        return y.dtype.kind == "f" and isfinite(np.add.reduce(y))
+    if y.dtype != np.int64 or info.num_classes is None:
+        return False
+    return bool(np.maximum.reduce(y.view(np.uint64)) < info.num_classes)  # negative ones are large
 
 
 def _check_rows(partition: Partition, where: str, n: int) -> Partition:

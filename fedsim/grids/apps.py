@@ -6,6 +6,8 @@ import copy
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -49,60 +51,38 @@ class AppNodes:
         self._node_config = node_config or (lambda partition: {})
         self._contexts: dict[int, Context] = {}
         self._handled: dict[int, int] = {}  # messages that each node has handled
-        self._accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
 
     def answer(self, message: Message) -> Message:
         """Returns the reply to one message; what the app raises becomes an error reply."""
         return self.answer_all([message])[0]
 
     def answer_all(self, messages: Sequence[Message]) -> list[Message]:
-        """Returns the replies to messages, handled in the order given.
+        """Returns the replies to messages, handled in the order given."""
+        known = [m for m in messages if 0 <= partition_of(m.metadata.dst_node_id) < self._num_nodes]
+        answered = iter(self._handle([self._visit(message) for message in known]))
+        there = {id(message) for message in known}
+        return [
+            next(answered)
+            if id(message) in there
+            else Message(Error(ErrorCode.NODE_UNAVAILABLE, "no such node"), reply_to=message)
+            for message in messages
+        ]
 
-        A ClientApp draws from global generators: seeded anew for each message, so that the order of
-        the nodes does not matter, and put back afterwards.
-        """
-        with seeded_globals(self._seed, "client-app"), torch.random.fork_rng(devices=[]):
-            return [self._answer(message) for message in messages]
-
-    def _answer(self, message: Message) -> Message:
+    def _visit(self, message: Message) -> Visit:
         node_id = message.metadata.dst_node_id
-        if not 0 <= partition_of(node_id) < self._num_nodes:
-            return Message(Error(ErrorCode.NODE_UNAVAILABLE, "no such node"), reply_to=message)
-        context = self.context(node_id)
-        partition, count = partition_of(node_id), self._handled.get(node_id, 0)
+        count = self._handled.get(node_id, 0)
         self._handled[node_id] = count + 1
-        self._seed_globals(partition, count)
-        state = copy_content(context.state)
-        # Over a network both sides have copies of their own: neither may see the other's changes.
-        private = copy_message(message)
-        try:
-            reply = self._app(private, context)
-        except (Exception, SystemExit) as error:
-            context.state = state
-            logging.getLogger(LOGGER).debug(
-                "node %d (partition %d), message %r", node_id, partition,
-                message.metadata.message_type, exc_info=True,
-            )  # fmt: skip
-            return self._failed(message, f"{type(error).__name__}: {error}")
-        if not isinstance(reply, Message):
-            reason = f"the ClientApp returned a {type(reply).__name__}, not a Message"
-            return self._failed(message, reason)
-        if reply.metadata.reply_to_message_id != message.metadata.message_id:
-            reason = "the ClientApp returned a Message that answers none: give it reply_to=message"
-            return self._failed(message, reason)
-        return copy_message(reply) if reply.has_content() else reply
+        return Visit(message, self.context(node_id), count)
 
-    def _failed(self, message: Message, reason: str) -> Message:
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    def _handle(self, visits: Sequence[Visit]) -> list[Message]:
+        return handle(self._app, visits, self._seed)
 
-    def _seed_globals(self, partition: int, count: int) -> None:
-        random.seed(integer(self._seed, "client-app", partition, count))
-        np.random.seed(integer(self._seed, "client-app", partition, count) % 2**32)  # noqa: NPY002
-        of_torch = integer(self._seed, "client-app-torch", partition, count)
-        if self._accelerated:
-            torch.manual_seed(of_torch)
-        else:  # the same for the CPU, without asking every other device (0.2 ms)
-            torch.default_generator.manual_seed(of_torch)
+    def close(self) -> None:
+        """Does nothing: there is nothing to end."""
+
+    def record(self) -> dict[str, Any]:
+        """Returns what was decided and spent while running: nothing."""
+        return {}
 
     def context(self, node_id: int) -> Context:
         """Returns the Context that the node keeps."""
@@ -149,6 +129,69 @@ class AppNodes:
                     make = MetricRecord if kind == "metric" else ConfigRecord
                     state[key] = make({k: _from_json(v) for k, v in values.items()})
         self._handled = {int(k): v for k, v in plain["handled"].items()}
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A message at its node. count: messages that the node has handled before."""
+
+    message: Message
+    context: Context
+    count: int
+
+
+def handle(app: ClientApp, visits: Sequence[Visit], seed: int) -> list[Message]:
+    """Returns the replies to messages, handled in the order given; what the app raises becomes an
+    error reply, and leaves the Context's state as it was.
+
+    A ClientApp draws from global generators: seeded anew for each message, so that the order of
+    the nodes does not matter, and put back afterwards.
+    """
+    with seeded_globals(seed, "client-app"), torch.random.fork_rng(devices=[]):
+        return [_handled(app, visit, seed) for visit in visits]
+
+
+def _handled(app: ClientApp, visit: Visit, seed: int) -> Message:
+    message, context = visit.message, visit.context
+    partition = partition_of(message.metadata.dst_node_id)
+    _seed_globals(seed, partition, visit.count)
+    state = copy_content(context.state)
+    # Over a network both sides have copies of their own: neither may see the other's changes.
+    private = copy_message(message)
+    try:
+        reply = app(private, context)
+    except (Exception, SystemExit) as error:
+        context.state = state
+        logging.getLogger(LOGGER).debug(
+            "node %d (partition %d), message %r", message.metadata.dst_node_id, partition,
+            message.metadata.message_type, exc_info=True,
+        )  # fmt: skip
+        return _failed(message, f"{type(error).__name__}: {error}")
+    if not isinstance(reply, Message):
+        return _failed(message, f"the ClientApp returned a {type(reply).__name__}, not a Message")
+    if reply.metadata.reply_to_message_id != message.metadata.message_id:
+        reason = "the ClientApp returned a Message that answers none: give it reply_to=message"
+        return _failed(message, reason)
+    return copy_message(reply) if reply.has_content() else reply
+
+
+def _failed(message: Message, reason: str) -> Message:
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def _seed_globals(seed: int, partition: int, count: int) -> None:
+    random.seed(integer(seed, "client-app", partition, count))
+    np.random.seed(integer(seed, "client-app", partition, count) % 2**32)  # noqa: NPY002
+    of_torch = integer(seed, "client-app-torch", partition, count)
+    if _accelerated():
+        torch.manual_seed(of_torch)
+    else:  # the same for the CPU, without asking every other device (0.2 ms)
+        torch.default_generator.manual_seed(of_torch)
+
+
+@cache
+def _accelerated() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
 class NumpyArray(Array):

@@ -1,10 +1,13 @@
-"""Evaluates a client on the rows of a cohort: flat where it has no state, else client by client."""
+"""Evaluates a client on the rows of a cohort: flat where it has no state, else client by client.
+
+The cohort's rows are divided into jobs by the clients' sizes alone, and the jobs' sums are added in
+the jobs' order: whoever computes which of them, the bits are the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,88 +25,113 @@ EVALUATION_ROWS = 4096
 """Rows evaluated by one call."""
 
 Values = dict[str, Tensor]
-Job = tuple[Integers, Integers, Arrays | None]
-"""Rows of the table (n,) or (clients, n), whose they are, and the states; −1 pads."""
+Floats = NDArray[np.float64]
 
 
-def evaluate(
-    client: Client,
-    held: Held,
-    records: dict[str, Arrays],
-    chains: int,
-    states: Callable[[Sequence[int]], Arrays],
-    run: Callable[[Callable[[Job], Values], Sequence[Job]], list[Values]],
-    mapped: bool,
-) -> Values:
-    """Returns (clients,) float64 means of the client's per-example metrics, weighted by example.
+@dataclass(frozen=True)
+class Job:
+    """Rows that one call evaluates.
 
-    records: with a leading chain axis if chains > 0; values are averaged over it. states: of some
-    of the clients, stacked. run: computes jobs, maybe in threads. mapped: compute many clients
-    with state by one call. A client without rows gets 0.
+    members: positions in the cohort of the clients whose state is needed, padded to one length; or
+    rows: which of all the cohort's rows, client after client, where there is no state.
     """
-    count = len(held.sizes)
+
+    members: Integers | None = None
+    rows: slice | None = None
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A job's weights and weighted values, summed for each of its clients.
+
+    owners: positions in the cohort. weights, values: (owners,) float64.
+    """
+
+    owners: Integers
+    weights: Floats
+    values: Mapping[str, Floats]
+
+
+def evaluation_jobs(client: Client, sizes: Integers, mapped: bool) -> list[Job]:
+    """Returns what is evaluated by one call each. sizes (clients,): rows of each client.
+
+    mapped: whether many clients with state go into one call.
+    """
     if not client.personalised:
-        jobs = _flat_jobs(held)
-    elif mapped:
-        jobs = _padded_jobs(held, states)
-    else:
-        rows, owner = held.flat()
-        ends = np.cumsum(held.sizes)
-        cuts = [slice(e - n, e) for e, n in zip(ends, held.sizes, strict=True)]
-        jobs = [(rows[c], owner[c], at(states([i]), 0)) for i, c in enumerate(cuts)]
-
-    def work(job: Job) -> Values:
-        rows, _, state = job
-        with torch.no_grad():
-            if rows.ndim == 1:
-                batch = _batch(held, rows)
-                return _over_chains(client, records, state or {}, batch, chains)
-
-            def single(own: Arrays, *parts: Tensor) -> Values:
-                return _over_chains(client, records, own, Batch(*parts), chains)
-
-            return vmap(single)(state or {}, *_batch(held, rows))
-
-    sums: dict[str, NDArray[np.float64]] = {}
-    totals = np.zeros(count)
-    for (rows, owner, _), values in zip(jobs, run(work, jobs), strict=True):
-        there = rows >= 0
-        who = np.broadcast_to(owner.reshape(-1, *(1,) * (rows.ndim - 1)), rows.shape)[there]
-        index = torch.from_numpy(rows[there]).to(held.table.weight.device)
-        weight = held.table.weight[index].cpu().double().numpy()
-        totals += np.bincount(who, weight, count)
-        for name, value in values.items():
-            own = value.cpu().double().numpy()[there]
-            sums[name] = sums.get(name, np.zeros(count)) + np.bincount(who, weight * own, count)
-    metrics = {n: torch.from_numpy(total / np.maximum(totals, 1e-300)) for n, total in sums.items()}
-    metrics["num-examples"] = torch.from_numpy(held.sizes.astype(np.float64))
-    return metrics
-
-
-def _flat_jobs(held: Held) -> list[Job]:
-    rows, owner = held.flat()
-    cuts = [slice(s, s + EVALUATION_ROWS) for s in range(0, len(rows), EVALUATION_ROWS)]
-    return [(rows[cut], owner[cut], None) for cut in cuts]
-
-
-def _padded_jobs(held: Held, states: Callable[[Sequence[int]], Arrays]) -> list[Job]:
-    """Divides the clients into blocks of similar size."""
-    order = np.argsort(-held.sizes, kind="stable")
-    order = order[held.sizes[order] > 0]
+        total = int(sizes.sum())
+        starts = range(0, total, EVALUATION_ROWS)
+        return [Job(rows=slice(s, min(s + EVALUATION_ROWS, total))) for s in starts]
+    if not mapped:
+        return [Job(members=np.array([i])) for i in range(len(sizes))]
+    order = np.argsort(-sizes, kind="stable")  # neighbours are padded least
+    order = order[sizes[order] > 0]
     jobs: list[Job] = []
     start = 0
     while start < len(order):
-        fit = max(EVALUATION_ROWS // int(held.sizes[order[start]]), 1)
-        members = order[start : start + min(fit, LANES)]
+        fit = max(EVALUATION_ROWS // int(sizes[order[start]]), 1)
+        jobs.append(Job(members=order[start : start + min(fit, LANES)]))
+        start = start + min(fit, LANES)
+    return jobs
+
+
+def evaluate_job(
+    client: Client, held: Held, records: dict[str, Arrays], chains: int, job: Job, states: Arrays
+) -> Sums:
+    """Returns the sums of the client's per-example metrics over a job's rows.
+
+    held: of the whole cohort. records: with a leading chain axis if chains > 0; values are averaged
+    over it. states: of the job's members, stacked.
+    """
+    if job.members is None:
+        rows, owner = (part[job.rows] for part in held.flat())
+    else:
         own = replace(
             held,
-            partitions=held.partitions[members],
-            starts=held.starts[members],
-            sizes=held.sizes[members],
+            partitions=held.partitions[job.members],
+            starts=held.starts[job.members],
+            sizes=held.sizes[job.members],
         )
-        jobs.append((own.whole(), members, states(members.tolist())))
-        start += len(members)
-    return jobs
+        rows = own.whole()
+        owner = np.broadcast_to(job.members[:, None], rows.shape)
+    with torch.no_grad():
+        batch = _batch(held, rows)
+        if job.members is None:
+            values = _over_chains(client, records, {}, batch, chains)
+        elif len(job.members) == 1:
+            single = _over_chains(client, records, at(states, 0), at(batch, 0), chains)
+            values = {name: value[None] for name, value in single.items()}
+        else:
+
+            def one(state: Arrays, *parts: Tensor) -> Values:
+                return _over_chains(client, records, state, Batch(*parts), chains)
+
+            values = vmap(one)(states, *batch)
+    there = rows >= 0
+    owners, who = np.unique(owner[there], return_inverse=True)
+    index = torch.from_numpy(rows[there]).to(held.table.weight.device)
+    weight = held.table.weight[index].cpu().double().numpy()
+    sums = {
+        name: np.bincount(who, weight * value.cpu().double().numpy()[there], len(owners))
+        for name, value in values.items()
+    }
+    return Sums(owners, np.bincount(who, weight, len(owners)), sums)
+
+
+def evaluation_means(sizes: Integers, jobs: Iterable[Sums]) -> Values:
+    """Returns (clients,) float64 means of each metric, weighted by example, and "num-examples".
+
+    A client without rows gets 0.
+    """
+    count = len(sizes)
+    totals = np.zeros(count)
+    sums: dict[str, Floats] = {}
+    for job in jobs:
+        totals[job.owners] += job.weights
+        for name, value in job.values.items():
+            sums.setdefault(name, np.zeros(count))[job.owners] += value
+    metrics = {n: torch.from_numpy(total / np.maximum(totals, 1e-300)) for n, total in sums.items()}
+    metrics["num-examples"] = torch.from_numpy(sizes.astype(np.float64))
+    return metrics
 
 
 def _batch(held: Held, rows: Integers) -> Batch:
@@ -126,5 +154,5 @@ def _over_chains(
     """Returns the client's per-example values, averaged over chains."""
     if not chains:
         return client.evaluate(records, state, batch)
-    outs: list[Any] = [client.evaluate(at(records, q), at(state, q), batch) for q in range(chains)]
+    outs = [client.evaluate(at(records, q), at(state, q), batch) for q in range(chains)]
     return {name: torch.stack([out[name] for out in outs]).mean(0) for name in outs[0]}

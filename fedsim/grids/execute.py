@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fedsim.clients.base import Batch, Client, Inputs, Reply
 from fedsim.grids.lanes import Block
+from fedsim.grids.passes import dense
 from fedsim.grids.trace import Graph, TraceCache, layout, leaves_of, replay
 from fedsim.messages import Arrays
 
@@ -123,6 +124,8 @@ def _advanced(mapped: Mapped, block: Block, state: Any, cache: TraceCache) -> An
         if (new_width := _bucket(busy, count)) < width:
             finished.append(_slice(stepper.state, new_width, width))
             stepper, width = Stepper(cache, _slice(stepper.state, 0, new_width)), new_width
+            if width < torch.get_num_threads():  # which share out clients, and divide no one's sums
+                torch.set_num_threads(width)
         function, name = (mapped.step, "step") if busy == width else (mapped.masked, "masked")
         active = steps[:width] > s if ragged else everyone
         inputs = (block.batches(s, width), block.noise(s, width), block.scalars(s, width))
@@ -144,7 +147,7 @@ class Stepper:
         self._cache = cache
         leaves, self._spec = tree_flatten(state)
         # what is one tensor for all clients becomes one each
-        self._leaves = [leaf if _dense(leaf) else leaf.contiguous() for leaf in leaves]
+        self._leaves = [leaf if dense(leaf) else leaf.contiguous() for leaf in leaves]
         pairs = enumerate(zip(self._leaves, leaves, strict=True))
         self._own = frozenset(i for i, (mine, given) in pairs if mine is not given)
         self._key: object = None
@@ -164,15 +167,16 @@ class Stepper:
                 self._leaves[i] = self._leaves[i].clone()
             self._own = self._graph.overwrites
         before = layout(self._leaves) if self._cache.enabled else ()
+        run = replay if self._cache.enabled else _call
         with torch.no_grad():
-            self._leaves = replay(self._graph, self._leaves + leaves_of(inputs))
+            self._leaves = run(self._graph, self._leaves + leaves_of(inputs))
         if self._cache.enabled and layout(self._leaves) != before:
             self._graph = None  # a graph is for one layout
 
 
-def _dense(leaf: Tensor) -> bool:
-    """Says whether each of the leaf's elements has memory of its own, without gaps."""
-    return bool(torch.ops.aten.is_non_overlapping_and_dense(leaf))
+def _call(graph: Graph, leaves: list[Tensor]) -> list[Tensor]:
+    """Returns graph(*leaves) of a function that was not traced, which may need autograd."""
+    return graph.run(*leaves)
 
 
 def _bucket(busy: int, count: int) -> int:

@@ -12,16 +12,17 @@ from fedsim.clients.base import Plan
 from fedsim.models import FunctionalModel
 
 LANES = 64
-"""Clients × chains in one mapped call: large enough to hide Python, small enough for the cache."""
+"""Clients × chains in one mapped call of a thread, unless they are small."""
 
 BLOCK_FLOATS = 2**22
 """Floats of state and data that one mapped block may hold."""
 
 SMALL_LANE = 2**16
-"""Floats of a client and chain up to which a cohort of BLOCK_FLOATS in all is one block.
+"""Floats of a client and chain up to which blocks are computed in turn, by all threads together.
 
 Python's threads would spend more on taking turns than such operations last; the threads of each
-operation share its clients out instead. They divide no client's sums, so the bits stay the same.
+operation share its clients out instead. They divide no client's sums, so the bits stay the same,
+as long as there are no more threads than clients.
 """
 
 ONE_BY_ONE_PARAMETERS = 1_000_000
@@ -61,12 +62,11 @@ def choose_path(
 
 def chunk_clients(n: int, chains: int, floats_per_lane: int) -> int:
     """Returns how many of n clients go into one mapped block, in blocks of equal size."""
-    chains = max(chains, 1)
-    if floats_per_lane <= SMALL_LANE and n * chains * floats_per_lane <= BLOCK_FLOATS:
-        return n
-    fit = max(1, min(LANES, BLOCK_FLOATS // max(floats_per_lane, 1)) // chains)
+    small = floats_per_lane <= SMALL_LANE
+    lanes = BLOCK_FLOATS // max(floats_per_lane, 1)
+    fit = max(1, (lanes if small else min(LANES, lanes)) // max(chains, 1))
     blocks = -(-n // fit)
-    if n > 1:
+    if n > 1 and not small:
         blocks = max(blocks, 2)  # so that two threads have work
     return -(-n // blocks)
 
@@ -100,8 +100,11 @@ def divide(
     """
     forms: dict[object, list[int]] = {}
     by_plan: dict[int, list[int]] = {}  # clients of one size share a plan
-    for i, plan in enumerate(plans):
-        by_plan.setdefault(id(plan), []).append(i)
+    if all(plan is plans[0] for plan in plans):
+        by_plan[id(plans[0])] = [*range(len(plans))]
+    else:
+        for i, plan in enumerate(plans):
+            by_plan.setdefault(id(plan), []).append(i)
     for same in by_plan.values():
         forms.setdefault(form_of(plans[same[0]]), []).extend(same)
     blocks: list[list[int]] = []

@@ -38,7 +38,7 @@ class InlineGrid(Grid):
 
     def __init__(
         self,
-        clients: Cohorts | ClientApp,
+        clients: Cohorts | AppNodes | ClientApp,
         num_nodes: int,
         *,
         seed: int = 0,
@@ -46,10 +46,13 @@ class InlineGrid(Grid):
         node_config: Callable[[int], Mapping[str, Any]] | None = None,
         run_id: int = 1,
     ) -> None:
-        self._clients, self._num_nodes = clients, num_nodes
+        self._num_nodes = num_nodes
         self._apps: AppNodes | None = None
         if isinstance(clients, ClientApp):
-            self._apps = AppNodes(clients, num_nodes, seed, run_id, run_config, node_config)
+            clients = AppNodes(clients, num_nodes, seed, run_id, run_config, node_config)
+        if isinstance(clients, AppNodes):
+            self._apps = clients
+        self._clients = clients
         self._pending: dict[str, Message] = {}
         self._ids = itertools.count(1)
         self.set_run(Run.create_empty(run_id))
@@ -105,7 +108,7 @@ class InlineGrid(Grid):
 
     def _answer(self, messages: list[Message]) -> Sequence[Message]:
         if self._apps is not None:
-            return [self._apps.answer(message) for message in messages]
+            return self._apps.answer_all(messages)
         # One group for each content, so that its clients are computed together; a node that was
         # sent the same content twice is in two groups and answers twice.
         groups: dict[tuple[int, str, int], dict[int, Message]] = {}
@@ -132,9 +135,11 @@ class InlineGrid(Grid):
         reduction: Reduction | None = None,
     ) -> Replies:
         assert isinstance(self._clients, Cohorts)
-        node_ids, nodes = sorted(node_ids), self.get_node_ids()  # the messages' order is no matter
-        known = [n for n in node_ids if n in nodes]
-        failures = [Failure(n, "no such node") for n in node_ids if n not in nodes]
+        known, nodes = sorted(node_ids), self.get_node_ids()  # the messages' order is no matter
+        failures: list[Failure] = []
+        if known and not (known[0] in nodes and known[-1] in nodes):
+            failures = [Failure(n, "no such node") for n in known if n not in nodes]
+            known = [n for n in known if n in nodes]
         request = _request(message_type)
         if not known:
             return Replies((), {}, {}, failures, request)
@@ -143,7 +148,7 @@ class InlineGrid(Grid):
         done = self._clients.run(message_type, records, config_of(content), partitions, reduction)
         failures += [Failure(known[i], reason) for i, reason in done.errors.items()]
         return Replies(
-            tuple(known[i] for i in done.good),
+            tuple(known if len(done.good) == len(known) else [known[i] for i in done.good]),
             done.records,
             done.metrics,
             failures,
@@ -154,20 +159,12 @@ class InlineGrid(Grid):
         )
 
     def record(self) -> dict[str, Any]:
-        """Returns what was decided and spent while running: blocks and seconds of tracing."""
-        if not isinstance(self._clients, Cohorts):
-            return {}
-        cache = self._clients.cache
-        return {
-            "blocks": self._clients.bounds,
-            "graphs": len(cache),
-            "trace_seconds": round(cache.seconds, 3),
-        }
+        """Returns what was decided and spent while running."""
+        return self._clients.record()
 
     def close(self) -> None:
-        """Ends the engine's threads."""
-        if isinstance(self._clients, Cohorts):
-            self._clients.close()
+        """Ends the engine's threads or workers."""
+        self._clients.close()
 
     def state_dict(self) -> tuple[Arrays, dict[str, Any]]:
         """Returns the clients' own state as tensors and a JSON-able dict."""

@@ -30,11 +30,15 @@ SHARED = -1
 
 @dataclass(frozen=True)
 class Stream:
-    """Names the random streams of one message: (seed, round, message type)."""
+    """Names the random streams of one message: (seed, round, message type, dispatch).
+
+    dispatch: tells apart messages of one type that a client is sent in one round.
+    """
 
     seed: int
     server_round: int
     message_type: str
+    dispatch: int = 0
 
     def generator(
         self, purpose: str, partition: int, chain: int, step: int, rekeyed: Rekeyed | None = None
@@ -45,12 +49,23 @@ class Stream:
         """
         make = generator if rekeyed is None else rekeyed.at
         name = f"{self.message_type}/{purpose}"
-        return make(self.seed, name, self.server_round, partition, chain, step)
+        return make(self.seed, name, self.server_round, partition, chain, step, *self._again)
 
     def root(self, purpose: str) -> int:
         """Returns the 64-bit number that the purpose's counter-based streams start from."""
         name = f"{self.message_type}/{purpose}"
-        return key(self.seed, name, self.server_round) & (2**64 - 1)
+        return key(self.seed, name, self.server_round, *self._again) & (2**64 - 1)
+
+    @property
+    def _again(self) -> tuple[int, ...]:
+        """The first message of a round has no number in its streams' names."""
+        return (self.dispatch,) if self.dispatch else ()
+
+
+def rounded(width: int) -> int:
+    """Returns the next of a few widths, at most an eighth more: 8 to each power of two."""
+    step = 1 << max(width.bit_length() - 4, 0)
+    return -(-width // step) * step
 
 
 class Block:
@@ -91,7 +106,7 @@ class Block:
         """
         plan, clients = self.plan, len(self.partitions)
         if self.full or plan.batching.kind == "none":
-            rows = self.held.whole() if self.full else np.empty((clients, 0), np.int64)
+            rows = self._whole_shards() if self.full else np.empty((clients, 0), np.int64)
             if not rows.shape[1]:
                 rows = np.full((clients, 1), -1, np.int64)
             return rows[:, None] if self.full or not self.chains else rows[:, None, None]
@@ -106,6 +121,11 @@ class Block:
         found = positions(plan.batching, self.held.sizes, counts, keys, own)
         rows = self.held.index(found)
         return rows if self.chains else rows[:, 0]
+
+    def _whole_shards(self) -> np.ndarray[Any, Any]:
+        """Returns (C, width) rows. Few widths: a graph is traced for each, round after round."""
+        width = int(self.held.sizes.max(initial=0))
+        return self.held.whole(rounded(width) if self.shards.ragged else width)
 
     def _gather(self, rows: np.ndarray[Any, Any], lead: int = 0) -> Batch:
         """Returns the batches of `rows` (*, size) as tensors leading with *.
@@ -165,21 +185,16 @@ class Block:
         clients, length = len(self.plans), max(int(self.steps.max()), 1)
         stacked: dict[str, Tensor | tuple[Tensor, ...]] = {}
         one_plan = all(plan is self.plan for plan in self.plans)
-        for name, own in self.plan.scalars.items():
-            if one_plan:
-                steps = self._tensor(np.broadcast_to(np.asarray(own, np.float64), length).copy())
-                constant = not isinstance(own, np.ndarray)
-                each = steps[:1].expand(clients), steps.expand(clients, -1).unbind(1)
-                stacked[name] = each[0] if constant else each[1]
-                continue
-            given = [np.asarray(plan.scalars[name]) for plan in self.plans]
+        plans = [self.plan] if one_plan else self.plans
+        for name in self.plan.scalars:
+            given = [np.asarray(plan.scalars[name]) for plan in plans]
             if not any(value.ndim for value in given):
-                stacked[name] = self._tensor(np.array(given, np.float64))
+                stacked[name] = self._tensor(np.array(given, np.float64)).expand(clients)
                 continue
-            values = np.zeros((clients, length))
+            values = np.zeros((len(plans), length))
             for row, value in zip(values, given, strict=True):
                 row[: len(value) if value.ndim else None] = value
-            stacked[name] = self._tensor(values).unbind(1)
+            stacked[name] = self._tensor(values).expand(clients, -1).unbind(1)
         stacked["num-examples"] = self._examples
         stacked["partition-id"] = self._tensor(self.held.partitions)
         stacked["step"] = self._tensor(np.arange(length)).expand(clients, -1).unbind(1)

@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
+_MASKS = (torch.bool, torch.uint8)
+
 
 @dataclass(frozen=True)
 class Form:
@@ -37,7 +39,7 @@ def record(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> f
     """Returns the operations of function(*inputs) as a graph, with a Form in `meta["val"]`.
 
     Tensors that the function brings along are constants of the graph. Raises ValueError where the
-    function reads a value of a tensor, which may be another one later.
+    function reads a value of a tensor, or a shape depends on one, which may be another one later.
     """
     recorder = _Recorder(inputs)
     with recorder:
@@ -74,6 +76,11 @@ class _Recorder(PlainMode):  # type: ignore[no-untyped-call]
                 f"it reads the value of a tensor ({func}), which may be another one in the next"
                 " call; use torch.where instead of if, and no .item()"
             )
+        if known and _has_shape_by_values(func, args):
+            raise ValueError(
+                f"the shape of a result depends on a tensor's values ({func}), which may be other"
+                " ones in the next call; use torch.where or weights of 0, or engine.trace: false"
+            )
         node_args, node_kwargs = tree_map(
             lambda x: self.node_of(x) if isinstance(x, Tensor) else x, (args, kwargs)
         )
@@ -99,3 +106,12 @@ class _Recorder(PlainMode):  # type: ignore[no-untyped-call]
     def _name(self, tensor: Tensor, node: fx.Node) -> None:
         node.meta["val"] = Form.of(tensor)
         self._nodes[tensor] = node
+
+
+def _has_shape_by_values(func: Any, args: Any) -> bool:
+    """Says whether the values of the arguments decide the shape of the result."""
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    if func is torch.ops.aten.index.Tensor:  # which has the tag for its masks alone
+        return any(index is not None and index.dtype in _MASKS for index in args[1])
+    return True

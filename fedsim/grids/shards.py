@@ -68,9 +68,12 @@ class Held:
             rows = np.where(positions < 0, -1, rows)
         return rows
 
-    def whole(self) -> Integers:
-        """Returns every row of each client as (clients, largest size); −1 pads."""
-        position = np.arange(int(self.sizes.max(initial=0)))
+    def whole(self, width: int | None = None) -> Integers:
+        """Returns every row of each client as (clients, width); −1 pads.
+
+        width: by default the largest size.
+        """
+        position = np.arange(int(self.sizes.max(initial=0)) if width is None else width)
         return self.index(np.where(position < self.sizes[:, None], position, -1))
 
     def flat(self) -> tuple[Integers, Integers]:
@@ -95,6 +98,7 @@ class Shards:
         self._training = Partition.of(data.shards)
         self.sizes = self._training.sizes
         """Rows that each partition trains on, (partitions,) int64."""
+        self.ragged = bool((self.sizes != self.sizes[:1]).any())
         self._evaluation = self._training
         if data.holdouts is not None:
             self._evaluation = Partition.of(data.holdouts)
@@ -114,6 +118,10 @@ class Shards:
     def evaluation(self, partitions: Sequence[int] | Integers) -> Held:
         """Returns the partitions' held-out rows, or their training rows if none are held out."""
         return self._held(self._evaluation, partitions)
+
+    def evaluation_sizes(self, partitions: Sequence[int] | Integers) -> Integers:
+        """Returns the number of rows of `evaluation`, (clients,) int64, without making them."""
+        return self._evaluation.sizes[np.asarray(partitions, np.int64)]
 
     def _held(self, whose: Partition, partitions: Sequence[int] | Integers) -> Held:
         ids = np.asarray(partitions, np.int64)

@@ -138,6 +138,17 @@ class ClientStates(Mapping[int, Arrays]):
         with self._lock:
             return int(np.count_nonzero(self._place[self._form >= 0] < 0))
 
+    def select(self, partitions: Sequence[int] | Ids) -> list[tuple[Ids, Arrays]]:
+        """Returns the states of those that have one, stacked, with their partitions, by form."""
+        ids = np.unique(np.asarray(partitions, np.int64))
+        with self._lock:
+            self._know(ids)
+            forms = self._form[ids]
+            return [
+                (ids[forms == number], self._read(number, ids[forms == number]))
+                for number in np.unique(forms[forms >= 0])
+            ]
+
     def state_dict(self) -> Arrays:
         """Returns all states as CPU tensors named partition/name; all of them in memory."""
         tensors: Arrays = {}

@@ -49,7 +49,7 @@ class TraceCache:
     def once(self, key: object, make: Callable[[], T]) -> T:
         """Returns what make() returned when it was first called with this key."""
         if key not in self._made:
-            self._made[key] = make()
+            self._made.setdefault(key, make())  # of two threads, one's is everybody's
         return self._made[key]  # type: ignore[no-any-return]
 
     def call(self, key: object, function: Callable[..., Any], *args: Any) -> Any:

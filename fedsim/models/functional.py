@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,14 @@ class FunctionalModel:
             for name, layer in module.named_modules()
             if isinstance(layer, KeyedDropout) and layer.shape is not None and layer.p > 0
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what another process needs; each has threads and devices of its own."""
+        return {**vars(self), "_threads": None, "_on_device": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores what `__getstate__` returned."""
+        vars(self).update(state, _threads=threading.local())
 
     @property
     def num_parameters(self) -> int:

@@ -20,6 +20,7 @@ X_LABELS: dict[XAxis, str] = {
     "bytes": "Bytes sent, up and down",
     "gradients": "Per-example gradients, all clients, one chain",
     "seconds": "Seconds",
+    "simulated_seconds": "Simulated seconds",
 }
 SETTLED = 0.2  # the y-axis is chosen from what comes after this share of a curve's points
 

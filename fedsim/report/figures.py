@@ -21,6 +21,7 @@ AXES: dict[XAxis, str] = {
     "rounds": "communication rounds",
     "gradients": "per-example gradients of all clients, of one chain where there are several",
     "bytes": "bytes sent, up and down",
+    "simulated_seconds": "the seconds of the simulated clock",
 }
 
 

@@ -14,7 +14,7 @@ from fedsim.report.runlike import RunLike, labels
 if TYPE_CHECKING:
     import pandas as pd
 
-XAxis = Literal["rounds", "bytes", "gradients", "seconds"]
+XAxis = Literal["rounds", "bytes", "gradients", "seconds", "simulated_seconds"]
 Floats = NDArray[np.float64]
 
 # The "system" metrics of a round that each axis sums up.
@@ -22,6 +22,7 @@ COSTS: dict[str, tuple[str, ...]] = {
     "bytes": ("bytes_up", "bytes_down"),
     "gradients": ("gradients",),
     "seconds": ("seconds",),
+    "simulated_seconds": ("simulated_seconds",),
 }
 
 
@@ -63,9 +64,9 @@ def curves_of(runs: Sequence[RunLike], column: str, x: XAxis = "rounds") -> list
 def cost(metrics: pd.DataFrame, x: XAxis) -> pd.Series[float] | None:
     """Returns what a run had spent at the end of each round, by round; None if it is not logged.
 
-    bytes: sent up and down. gradients: per-example gradients over all clients, of
-    one chain where there are several. seconds: of the
-    rounds. All are sums of the per-round metrics of the split "system".
+    bytes: sent up and down. gradients: per-example gradients over all clients, of one chain where
+    there are several. seconds: of the rounds. simulated_seconds: of the rounds, on the simulated
+    clock. All are sums of the per-round metrics of the split "system".
     """
     import pandas as pd
 

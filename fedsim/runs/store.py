@@ -267,8 +267,8 @@ def _add(index: sqlite3.Connection, root: Path, ids: list[str]) -> None:
     for run_id in ids:
         try:
             database.index_folder(index, root / run_id)
-        except UserError as error:  # one damaged run must not hide the others
-            warnings.warn(str(error), RuntimeWarning, stacklevel=4)
+        except (UserError, OverflowError) as error:  # one damaged run must not hide the others
+            warnings.warn(f"run {run_id}: {error}", RuntimeWarning, stacklevel=4)
 
 
 def _created(folder: Path) -> str:

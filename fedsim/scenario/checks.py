@@ -37,8 +37,10 @@ def early_stopping_is_measured(scenario: Scenario) -> Iterator[Mistake]:
 
 def clients_hold_rows_to_evaluate(scenario: Scenario) -> Iterator[Mistake]:
     """Clients evaluate on rows they hold out, so a partition must hold some out."""
-    holdout = getattr(scenario.partition, "holdout", None)
-    if scenario.evaluate.clients_every > 0 and holdout == 0:
+    partition = scenario.partition
+    given = getattr(partition, "name", None) == "given"  # the data may hold out rows by themselves
+    holdout = getattr(partition, "holdout", None)
+    if scenario.evaluate.clients_every > 0 and holdout == 0 and not given:
         message = "asks clients to evaluate, but they hold out no rows"
         hint = "Set partition.holdout above 0, or evaluate.clients_every to 0"
         yield Mistake(("evaluate", "clients_every"), message, hint=hint)
@@ -51,10 +53,26 @@ def model_and_task_belong_together(scenario: Scenario) -> Iterator[Mistake]:
         yield Mistake((missing,), f"is missing beside {given}", hint="Give both, or neither")
 
 
+def clusters_are_for_ray(scenario: Scenario) -> Iterator[Mistake]:
+    """What is said of a cluster, or needs one, must not be ignored on the engine inline."""
+    engine = scenario.engine
+    if engine.name == "ray":
+        return
+    hint = "Set engine.name to ray, or leave it out"
+    for key in ("address", "workers", "client_resources"):
+        value = getattr(engine, key)
+        if value != type(engine).model_fields[key].get_default(call_default_factory=True):
+            yield Mistake(("engine", key), "is for the engine ray", value, hint)
+    if scenario.deadline is not None:
+        message = "needs the engine ray: nothing can be ended in this process"
+        yield Mistake(("deadline",), message, scenario.deadline, hint)
+
+
 CHECKS: tuple[Callable[[Scenario], Iterator[Mistake]], ...] = (
     early_stopping_is_measured,
     clients_hold_rows_to_evaluate,
     model_and_task_belong_together,
+    clusters_are_for_ray,
 )
 
 

@@ -19,6 +19,7 @@ from fedsim.registry import import_path, params_of
 from fedsim.scenario.problems import FieldPath, Mistake, suggestion
 from fedsim.scenario.sections import (
     CheckpointParams,
+    ClockParams,
     EarlyStopping,
     EngineParams,
     EvaluateParams,
@@ -29,6 +30,7 @@ from fedsim.scenario.sentences import mistakes_of
 # The sections with one class of parameters each.
 SECTIONS: dict[str, type[Params]] = {
     "engine": EngineParams,
+    "clock": ClockParams,
     "evaluate": EvaluateParams,
     "early_stopping": EarlyStopping,
     "checkpoint": CheckpointParams,

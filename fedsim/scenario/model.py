@@ -18,6 +18,7 @@ from fedsim.scenario.components import Components
 from fedsim.scenario.problems import Sources
 from fedsim.scenario.sections import (
     CheckpointParams,
+    ClockParams,
     EarlyStopping,
     EngineParams,
     EvaluateParams,
@@ -63,6 +64,10 @@ class Scenario(Params):
     engine: EngineParams = Field(
         default_factory=EngineParams, description="Where the clients compute."
     )
+    clock: ClockParams | None = Field(
+        default=None,
+        description="How long clients take on a simulated clock; empty: no time is simulated.",
+    )
     evaluate: EvaluateParams = Field(
         default_factory=EvaluateParams, description="When and what to evaluate."
     )
@@ -79,6 +84,13 @@ class Scenario(Params):
         gt=0,
         le=1,
         description="Fraction of a round's cohort that must reply usably; fewer fail the run.",
+    )
+    deadline: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds that a client may take for one message, its first tracing included; "
+        "one that takes longer counts as failed. Empty: as long as it takes. Needs engine: ray, "
+        "since nothing in one's own process can be ended; what is late depends on the clock.",
     )
     checkpoint: CheckpointParams = Field(
         default_factory=CheckpointParams, description="When to save the state."

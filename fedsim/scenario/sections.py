@@ -2,23 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedsim.errors import Params
 
 Split = Literal["validation", "test", "ood"]
 
+ENGINES = {
+    "inline": "One process, vectorised cohorts, nothing serialised.",
+    "ray": "The same cohorts, divided among the workers of a Ray cluster, with the same results.",
+}
+
 # A list of the file becomes a tuple: the sections are frozen, their items stay strictly typed.
 Splits = Annotated[tuple[Split, ...], Field(strict=False)]
+
+
+class ClientResources(Params):
+    """What one worker of a cluster takes; fractions let several share a CPU or GPU."""
+
+    cpus: float = Field(default=1.0, ge=0, le=4096, description="CPUs of a worker.")
+    gpus: float = Field(
+        default=0.0,
+        ge=0,
+        le=64,
+        description="GPUs of a worker, such as 0.25 for four workers on one; with any, clients "
+        "compute on it.",
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.cpus and not self.gpus:
+            raise ValueError("a worker needs CPUs or GPUs: cpus and gpus cannot both be 0")
+        return self
 
 
 class EngineParams(Params):
     """Where and how the clients' work is computed."""
 
-    name: Literal["inline"] = Field(
-        default="inline", description="The engine; inline: one process, vectorised cohorts."
+    name: Literal["inline", "ray"] = Field(
+        default="inline",
+        description="The engine. inline: one process, vectorised cohorts. ray: the same cohorts, "
+        "divided among the workers of a Ray cluster, with the same results.",
+    )
+    address: str | None = Field(
+        default=None,
+        pattern=r"^(auto|[^\s:/]+:\d+|ray://[^\s:/]+:\d+)$",
+        description="ray: the cluster's address, HOST:PORT, or auto for the one of this machine; "
+        "empty: Ray is started on this machine for the run.",
+    )
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="ray: worker processes; empty: as many as the cluster has room for. Results "
+        "do not depend on it.",
+    )
+    client_resources: ClientResources = Field(
+        default_factory=ClientResources, description="ray: what each worker takes of the cluster."
+    )
+    object_store_mb: int = Field(
+        default=1000,
+        ge=100,
+        description="ray, without an address: memory that Ray's processes share on this machine, "
+        "in MB.",
     )
     path: Literal["auto", "mapped", "one_by_one"] = Field(
         default="auto",
@@ -96,6 +144,52 @@ class EarlyStopping(Params):
     restore_best: bool = Field(
         default=True,
         description="End with the parameters of the best evaluation, not of the last one.",
+    )
+
+
+class ClockParams(Params):
+    """A simulated clock: clients take as long as their speeds say, and nothing waits in reality.
+
+    A client's time for a message is the network's, plus seconds + seconds_per_example · examples,
+    divided by its speed; examples are those in the minibatches that it computes.
+    """
+
+    seconds_per_example: float = Field(
+        default=0.001,
+        ge=0,
+        description="Seconds that the median client computes for an example of a minibatch, ≥ 0.",
+    )
+    seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds that the median client needs for a message beside that, ≥ 0.",
+    )
+    latency: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds that a message and its reply are on the way together, ≥ 0.",
+    )
+    megabytes_per_second: float | None = Field(
+        default=None,
+        gt=0,
+        description="Bandwidth of a client in each direction, in 10^6 bytes a second, > 0; a reply"
+        " is taken to be as large as its message. Empty: no limit.",
+    )
+    speeds: Literal["lognormal", "equal"] = Field(
+        default="lognormal",
+        description="The clients' speeds, drawn once for the run's seed: log-normal with median 1,"
+        " or all 1.",
+    )
+    sigma: float = Field(
+        default=1.0,
+        ge=0,
+        description="Standard deviation σ of the logarithm of log-normal speeds, ≥ 0.",
+    )
+    jitter: float = Field(
+        default=0.0,
+        ge=0,
+        description="Standard deviation of the logarithm of a factor that is drawn anew for each"
+        " message, ≥ 0.",
     )
 
 

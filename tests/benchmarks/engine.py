@@ -5,7 +5,7 @@ The scenarios name the functions and classes of this module by import path, as a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from fedsim.errors import Params
 from fedsim.messages import Arrays
 from fedsim.scenario import Scenario
 from fedsim.server.loop import RoundLoop
+from fedsim.server.recorder import Nowhere, Recorder
 from fedsim.setup import Setup, prepare
 from tests.benchmarks.session import Session
 from tests.benchmarks.workloads import SEED, WORKLOADS, Workload
@@ -46,40 +47,10 @@ class Echo(Client):
         return Reply({"arrays": arrays}, {"num-examples": n}), {}
 
 
-class Nowhere:
-    """A recorder that keeps nothing: the references keep nothing, either."""
-
-    def log_metrics(self, round: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Drops them."""
-
-    def log_client_metrics(
-        self,
-        round: int,
-        split: str,
-        partitions: Sequence[int],
-        metrics: Mapping[str, Sequence[float]],
-    ) -> None:
-        """Drops them."""
-
-    def event(self, kind: str, round: int | None = None, **fields: object) -> None:
-        """Drops it."""
-
-    def end_round(self, round: int) -> None:
-        """Does nothing."""
-
-    def save_draw(self, round: int, draw: Mapping[str, Tensor]) -> None:
-        """Drops it."""
-
-    def save_checkpoint(
-        self, round: int, tensors: Mapping[str, Tensor], state: object, keep: int = 2
-    ) -> None:
-        """Drops it."""
-
-
 class Engine:
     """A scenario's round loop, which can be run a few rounds at a time."""
 
-    def __init__(self, scenario: Mapping[str, Any], recorder: Nowhere | None = None) -> None:
+    def __init__(self, scenario: Mapping[str, Any], recorder: Recorder | None = None) -> None:
         quiet()
         self.setup: Setup = prepare(Scenario.from_dict(dict(scenario)).expand()[0].scenario)
         self._grid = self.setup.grid()
@@ -104,11 +75,17 @@ class Fedsim(Session):
     """One workload on the inline engine.
 
     strategy: fedsim's own "fedavg", or "FedAvg", Flower's, which lists every node in every round.
+    engine: that section of the scenario.
     """
 
-    def __init__(self, workload: Workload, strategy: str = "fedavg") -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        strategy: str = "fedavg",
+        engine: Mapping[str, Any] | None = None,
+    ) -> None:
         self.workload = workload
-        self._engine = Engine(scenario(workload, strategy))
+        self._engine = Engine({**scenario(workload, strategy), "engine": dict(engine or {})})
 
     def advance(self, rounds: int) -> None:
         """Runs that many more rounds."""

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from fedsim.metrics import _arviz
 from fedsim.random import generator
 from fedsim.scenario import Scenario
+from fedsim.server.recorder import Nowhere
 from fedsim.setup import prepare
-from tests.benchmarks.engine import Engine, Nowhere
+from tests.benchmarks.engine import Engine
 from tests.benchmarks.session import Session
 from tests.benchmarks.workloads import SEED
 

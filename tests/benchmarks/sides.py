@@ -46,7 +46,7 @@ class Side:
     session, untimed. asked: by workload, how many times its time fedsim's has to go into, at
     least. group: of several sides with one group's name the fastest counts. share: of a task's
     rounds a repetition, for slow sides; one at least. needs: the distribution in the peers'
-    environment that the side cannot do without.
+    environment that the side cannot do without. alone: always in a process of its own.
     """
 
     key: str
@@ -57,10 +57,11 @@ class Side:
     group: str = ""
     share: float = 1.0
     needs: str = ""
+    alone: bool = False
 
     def entry(self, task: Task, apart: bool = False) -> Entry:
         """Returns the side as the harness takes it; apart: in a process of its own in any case."""
-        setup = partial(child, self.key) if apart and not self.needs else self.setup
+        setup = partial(child, self.key) if (apart or self.alone) and not self.needs else self.setup
         rounds = max(1, round(self.share * task.rounds))
         return Entry(self.key, self.name, task, partial(setup, task), rounds)
 
@@ -134,6 +135,13 @@ SIDES: Sequence[Side] = (
     Side("bmm", "hand-written bmm loop", ("W1", *COHORT), BmmLoop, {"W1": 0.6}),
     Side("threads", "channels-last torch loop in 2 threads", ("W2",), ThreadedLoop, {"W2": 0.9}),
     Side("bare", "bare loop", ECHOES, EchoLoop),
+    Side(
+        "ray",
+        "fedsim, engine ray with 2 workers",
+        ("W2", *ECHOES),
+        partial(Fedsim, engine={"name": "ray", "workers": 2}),
+        alone=True,
+    ),
     Side(
         "fedsim-flower",
         "fedsim with Flower's FedAvg",

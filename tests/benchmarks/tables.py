@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
+from tests.benchmarks.commands import BOUNDS, shown, time_commands
 from tests.benchmarks.harness import Timing, measure
 from tests.benchmarks.report import Verdict, grid, table
 from tests.benchmarks.sampling import Posterior
@@ -19,6 +21,15 @@ MEMORY_MB = {"W3-1M": 600.0}
 
 FLAT = 1.2
 """How much longer a round may take with a million clients than with a thousand."""
+
+RAY_MS = 10.0
+"""What a round of 100 clients that do nothing may cost more on two workers of engine ray."""
+
+RAY_SLOWER = 1.15
+"""How much longer a round of convolutions may take there, on as many CPUs."""
+
+RAY_FASTER = {"W3-1k": 20.0, "W3-1M": 10.0}
+"""How many times engine ray's time Flower's own simulation must take, which runs on Ray, too."""
 
 NOBODY = "None of the chosen sides takes part in this."
 
@@ -66,7 +77,25 @@ def rounds(report: Report, workload: Workload) -> str:
             report.verdicts.append(
                 _bound(workload.name, "ms a round, 100 clients", 1e3 * timing.median, FRAMEWORK_MS)
             )
+    report.verdicts += _of_ray(workload.name, {t.key: t for t in timings if t.seconds})
     return text
+
+
+def _of_ray(workload: str, timings: Mapping[str, Timing]) -> list[Verdict]:
+    """Returns what was asked of engine ray."""
+    ray, inline, flower = (timings.get(key) for key in ("ray", "fedsim", "flower"))
+    found = []
+    if ray and inline and workload == "W3-1k":
+        more = 1e3 * (ray.median - inline.median)
+        found.append(_bound(workload, "engine ray, ms a round above inline", more, RAY_MS))
+    if ray and inline and workload == "W2":
+        what = "engine ray with 2 workers over inline"
+        found.append(_bound(workload, what, ray.ratio(inline), RAY_SLOWER, "×"))
+    if ray and flower and (asked := RAY_FASTER.get(workload)):
+        ratio = flower.ratio(ray)
+        what = "Flower's own simulation over engine ray"
+        found.append(Verdict(workload, what, f"≥ {asked:g}×", f"{ratio:.2f}×", ratio >= asked))
+    return found
 
 
 def cohort(report: Report) -> str:
@@ -79,10 +108,7 @@ def cohort(report: Report) -> str:
             return f"### cohort\n\n{NOBODY}"
         timings = measure([side.entry(workload) for side in sides], report.repetitions)
         names = [timing.name for timing in timings]
-        first = timings[0]
-        rows[f"{workload.cohort:,}"] = [f"{1e3 * first.median:.2f}"] + [
-            f"{1e3 * timing.median:.2f} ({timing.ratio(first):.2f}×)" for timing in timings[1:]
-        ]
+        rows[f"{workload.cohort:,}"] = [_beside(timing, timings[0]) for timing in timings]
     title = "cohort: W1 with 10, 100 and 1,000 of 1,000 clients; ms a round (× the first column)"
     return grid(title, "clients a round", names, rows)
 
@@ -139,6 +165,18 @@ def sampling(report: Report) -> str:
     )
 
 
+def start(report: Report) -> str:
+    """Times the command line, each command a process of its own."""
+    if report.keys and "fedsim" not in report.keys:
+        return f"### start\n\n{NOBODY}"
+    timings = time_commands(report.repetitions)
+    for name, seconds in timings.items():
+        report.verdicts.append(_bound("start", f"{name}, s", median(seconds), BOUNDS[name]))
+    rows = {name: shown(seconds) for name, seconds in timings.items()}
+    title = "start: seconds from a command's start to its end"
+    return grid(title, "command", ["median", "fastest–slowest"], rows)
+
+
 def memory(report: Report) -> str:
     """Measures the peak memory of every side alone; peers' peaks are those of their timing."""
     names: dict[str, str] = {}
@@ -174,6 +212,13 @@ def _cell(timing: Timing | None) -> str:
     return f"{1e3 * timing.median:.2f}{peak}"
 
 
+def _beside(timing: Timing, first: Timing) -> str:
+    if timing.failure:
+        return "failed"
+    text = f"{1e3 * timing.median:.2f}"
+    return text if timing is first or first.failure else f"{text} ({timing.ratio(first):.2f}×)"
+
+
 def _bound(where: str, what: str, found: float, bound: float, unit: str = "") -> Verdict:
     return Verdict(where, what, f"≤ {bound:g}{unit}", f"{found:.2f}{unit}", found <= bound)
 
@@ -186,5 +231,6 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "cohort": cohort,
     "population": population,
     "fa-hmc": sampling,
+    "start": start,
     "memory": memory,
 }

@@ -127,6 +127,19 @@ def test_a_side_that_failed_has_no_times_and_the_others_keep_theirs() -> None:
     assert text.endswith("Not compared: c: it failed.")
 
 
+def test_a_side_that_failed_leaves_the_table_over_cohorts_to_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timings = [
+        _timing("fedsim", [0.1, 0.1]),
+        replace(_timing("a", []), failure="no such luck"),
+        _timing("c", [0.3, 0.3]),
+    ]
+    monkeypatch.setattr("tests.benchmarks.tables.measure", lambda entries, repetitions: timings)
+    text = TABLES["cohort"](Report(repetitions=2, keys=("fedsim",)))
+    assert text.splitlines()[-1] == "| 1,000 | 100.00 | failed | 300.00 (3.00×) |"
+
+
 def test_a_side_in_another_process_computes_the_same_and_ends() -> None:
     remote, here = child("bare", ECHO), EchoLoop(ECHO)
     family = processes.tree(remote._process.pid)

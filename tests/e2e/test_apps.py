@@ -318,6 +318,15 @@ def test_every_mistake_is_told_at_once_and_nothing_is_written(fedsim: Command) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (
+            ["--app", NUMPY, "--set", "learning-rate=nan"],
+            "--set learning-rate: must be a number such as 0.1 (got 'nan')",
+        ),
+        (
+            ["--app", NUMPY, "--set", f"num-server-rounds={2**63}"],
+            "--set num-server-rounds: must be a whole number such as 3",
+        ),
+        (["--app", NUMPY, "--seeds", 2**64], "--seeds: must be whole numbers from 0 to"),
         (["x.yaml", "--app", NUMPY], "x.yaml is a scenario"),
         (["--app", NUMPY, "--engine", "ray"], "runs on the engine inline, not on ray"),
         (["x.yaml", "--nodes", "3"], "--nodes goes with --app"),
@@ -370,6 +379,37 @@ def main(grid, context):
         nodes = grid.get_node_ids()
         list(grid.send_and_receive([Message(content, n, "query") for n in nodes]))
 """
+
+
+def test_an_app_may_go_into_another_folder(fedsim: Command, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    chdir = "import os\nos.chdir('elsewhere' if os.path.isdir('elsewhere') else '.')\n"
+    for name, answer in (("good", "1"), ("bad", "1 / 0")):
+        make_app(tmp_path / name, SERVER, chdir + CLIENT.replace("ANSWER", answer))
+    done = fedsim("run", "--app", "good")
+    assert done.status == 0, done.err
+    assert f"  runs/{RunStore().ids()[0]}\n" in done.out
+    failed = fedsim("run", "--app", "bad", "--no-report")
+    assert failed.status == 1
+    assert failed.err.rstrip().endswith(f"in runs/{RunStore().open('latest').id}")
+    assert Path.cwd() == tmp_path
+    assert {RunStore().open(each).status for each in RunStore().ids()} == {"failed", "finished"}
+    assert not list(Path("elsewhere").iterdir())
+
+
+def test_a_group_that_is_no_round_is_none(fedsim: Command, tmp_path: Path) -> None:
+    groups = """groups = iter(["3", "1795532744775688915", "7" * 39, "9"])
+"""
+    server = SERVER.replace("app = Server", f"{groups}app = Server").replace("range(2)", "range(4)")
+    server = server.replace('"query")', '"query", group_id=group)').replace(
+        "        content =", "        group = next(groups)\n        content ="
+    )
+    make_app(tmp_path / "grouped", server, CLIENT.replace("ANSWER", "1"))
+    assert fedsim("run", "--app", "grouped", "--no-report").status == 0
+    run = RunStore().open("latest")
+    # those with a time and a UUID are the next after the round before
+    assert list(run.metrics.query("name == 'messages'")["round"]) == [3, 4, 5, 9]
+    assert "grouped" in fedsim("runs").out
 
 
 def test_two_apps_with_the_same_package_name_are_two(fedsim: Command, tmp_path: Path) -> None:

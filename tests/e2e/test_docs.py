@@ -34,6 +34,7 @@ WALKTHROUGHS = (
     "speed.md",
     "large-populations.md",
     "methods/pfpne.md",
+    "asynchronous.md",
 )
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"# ([\w-]+\.(?:yaml|py))(, continued)?\n")
@@ -163,6 +164,17 @@ def test_large_populations(follow: Follow) -> None:
     shown = page.results["fedsim data show crowd.yaml --clients 5"].out
     assert "200,000 clients" in shown
     assert "and 199,995 more clients" in shown
+
+
+def test_asynchronous(follow: Follow) -> None:
+    follow(DOCS / "asynchronous.md")
+    runs = {run.record.label: run.metrics for run in map(RunStore().open, RunStore().ids())}
+    seconds = {
+        label: metrics.query("name == 'total_simulated_seconds'")["value"].iloc[-1]
+        for label, metrics in runs.items()
+    }
+    assert seconds["FedBuff"] < seconds["FedAvg"] / 2
+    assert final("late")["test.accuracy"] > 0.7
 
 
 def test_bring_your_own_model(follow: Follow) -> None:

@@ -158,3 +158,33 @@ def test_closed_output_is_no_error(fedsim: Command) -> None:
             text=True,
         )
         assert (done.returncode, done.stderr) == (0, ""), closed
+
+
+FORKING = """
+import multiprocessing, os, signal, sys, time
+from fedsim.cli.interrupt import GRACE, Interrupts, note
+from pathlib import Path
+
+def handlers(_):
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+with Interrupts():
+    note(Path("runs"), waiting=3)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        found = pool.map(handlers, range(2))
+    # the pool's end has terminated both workers
+    time.sleep(3 * GRACE)
+assert found == [[signal.default_int_handler, signal.SIG_DFL]] * 2, found
+print("done")
+"""
+
+
+def test_the_end_of_a_forked_worker_is_not_the_end_of_the_command(fedsim: Command) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

@@ -154,6 +154,8 @@ BAD = {
     ),
     "JSON": (json.dumps(yaml.safe_load(SMALL)), [], "--dry-run"),
     "no time": (SMALL, ["--seconds", "0"], "--seconds"),
+    "no number": (SMALL, ["--seconds", "nan"], "--seconds: nan is no number of seconds"),
+    "no end": (SMALL, ["--seconds", "inf"], "--seconds: inf is no number of seconds"),
 }
 
 
@@ -167,6 +169,16 @@ def test_bad_input_is_explained_and_the_file_left_alone(fedsim: Command, name: s
     assert words in result.err
     assert "bug" not in result.err
     assert text is None or Path("scenario.yaml").read_text() == text
+
+
+def test_a_read_only_file_is_only_measured(fedsim: Command, faster: Candidate) -> None:
+    path = write(SMALL)
+    path.chmod(0o444)
+    refused = fedsim("tune", path)
+    assert (refused.status, refused.out) == (2, "")
+    assert "scenario.yaml is read-only; --dry-run only prints" in refused.err
+    assert "would write" in fedsim("tune", path, "--dry-run").out
+    assert path.read_text() == SMALL
 
 
 def test_an_interrupt_writes_nothing(fedsim: Command) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fedsim.clients.base import Batching, Noise, Plan
-from fedsim.grids.lanes import Block, Stream
+from fedsim.grids.lanes import Block, Stream, rounded
 from fedsim.grids.shards import Shards
 from tests.engines.toys import RAGGED, federation
 
@@ -174,3 +174,11 @@ def test_noise_that_cannot_be_meant_is_refused() -> None:
         Noise({"a": (1,)}, shared=True, per_example=True)
     with pytest.raises(ValueError, match="must be ≥ 1"):
         Noise({"a": (1,)}, every=0)
+
+
+def test_whole_shards_have_few_widths() -> None:
+    widths = [rounded(n) for n in range(1, 5000)]
+    assert widths == sorted(widths)
+    assert len(set(widths)) < 90
+    assert all(n <= w <= n + max(n // 8, 0) for n, w in enumerate(widths, 1))
+    assert widths[:15] == list(range(1, 16))

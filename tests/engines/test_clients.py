@@ -316,6 +316,17 @@ def test_clients_without_rows_change_nothing() -> None:
     assert result.metrics["num-examples"].tolist() == [0]
 
 
+@pytest.mark.parametrize("path", ["mapped", "one_by_one"])
+def test_clients_without_rows_have_no_learning_rates_and_reply(path: str) -> None:
+    schedule = {"name": "StepLR", "per": "step", "params": {"step_size": 1}}
+    client = sgd(functional(), batch_size=4, schedule=schedule)
+    made = cohorts(client, federation((7, 0, 12)), path=path, chunk=1)
+    records = {"arrays": client.model.initial()}
+    result = made.run("train", records, {"server-round": 1}, range(3))
+    assert result.errors == {}
+    assert distance(at(result.records["arrays"], 1), client.model.initial()) == 0
+
+
 def test_gradients_are_counted() -> None:
     client = sgd(functional(), batch_size=4, epochs=3)
     made = cohorts(client, federation())

@@ -13,6 +13,7 @@ from torch.nn.functional import max_pool2d
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fedsim.clients.base import Batch, Inputs
+from fedsim.grids.execute import Stepper
 from fedsim.grids.passes import share_mode, simplify
 from fedsim.grids.record import record
 from fedsim.grids.trace import TraceCache, leaves_of, replay
@@ -132,6 +133,44 @@ def test_two_results_in_one_memory_are_not_overwritten() -> None:
     state = (torch.ones(2, 3), torch.ones(2, 3))
     graph = TraceCache().graph("step", step, state, donate=True)
     assert not graph.overwrites
+
+
+CUTS: dict[str, Any] = {
+    "chunk": lambda x: x.chunk(2),
+    "split": lambda x: x.split([3, 1]),
+    "unbind": lambda x: x.unbind(0),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("double", [False, True], ids=["given", "computed"])
+def test_parts_that_are_read_later_are_not_overwritten(cut: str, double: bool) -> None:
+    def step(state: tuple[Tensor]) -> tuple[Tensor]:
+        x = state[0] * 2 if double else state[0]
+        parts = CUTS[cut](x)
+        moved = x + 1
+        return (moved * torch.cat([part.reshape(-1) for part in parts]),)
+
+    state = (torch.tensor([1.0, 2.0, 3.0, 4.0]),)
+    graph = TraceCache().graph("step", step, state, donate=True)
+    got, want = [state[0].clone()], state
+    for _ in range(3):
+        got, want = replay(graph, got), step(want)
+    assert torch.equal(got[0], want[0])
+
+
+def test_what_is_one_number_for_all_clients_is_not_overwritten() -> None:
+    def step(state: tuple[Tensor, Tensor], shared: Tensor) -> tuple[Tensor, Tensor]:
+        x, last = state
+        return x + 3 * last, 2 * shared
+
+    mapped = vmap(step, ((0, 0), None))  # the second result has no axis of its own: stride 0
+    state = (torch.ones(CLIENTS), torch.ones(CLIENTS))
+    stepper, want = Stepper(TraceCache(), state), state
+    for number in (1.0, 2.0, 3.0):
+        stepper.advance("step", mapped, torch.tensor(number))
+        want = mapped(want, torch.tensor(number))
+    assert all(map(torch.equal, stepper.state, want))
 
 
 class Convolutions(nn.Module):

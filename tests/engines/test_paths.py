@@ -192,7 +192,7 @@ def test_graphs_are_reused_over_rounds_and_schedules() -> None:
     for server_round in (1, 2, 3):
         config = {"server-round": server_round}
         made.run("train", {"arrays": client.model.initial()}, config, range(4))
-        counts.append(len(made.cache))
+        counts.append(len(made.worker.cache))
     made.close()
     assert counts == [3, 3, 3]  # init, step, finish
 

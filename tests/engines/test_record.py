@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -47,6 +48,20 @@ def test_a_tensor_that_the_function_brings_is_a_constant() -> None:
 def test_reading_a_value_is_refused() -> None:
     with pytest.raises(ValueError, match="reads the value of a tensor"):
         record(lambda x: [x if float(x.sum()) > 0 else -x], (torch.ones(3),))
+
+
+@pytest.mark.parametrize(
+    "select", [lambda x: x[x > 0], lambda x: x[x.nonzero()[:, 0]], lambda x: x.masked_select(x > 0)]
+)
+def test_a_shape_that_depends_on_values_is_refused(select: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match="the shape of a result depends on a tensor's values"):
+        record(lambda x: [select(x).sum() / len(select(x))], (torch.tensor([1.0, 0.0, 2.0]),))
+
+
+def test_rows_by_number_are_no_shape_that_depends_on_values() -> None:
+    rows = torch.tensor([2, 0])
+    module = record(lambda x, i: [x[i], x[:, rows]], (torch.eye(3), rows))
+    assert module(torch.eye(3), torch.tensor([1, 1]))[0].tolist() == [[0.0, 1.0, 0.0]] * 2
 
 
 def test_the_compiler_is_not_loaded() -> None:

@@ -148,6 +148,11 @@ def test_a_strategy_with_an_aggregate_of_its_own_sees_every_reply() -> None:
         def aggregate_train(self, server_round: int, replies: Any) -> Any:
             return super().aggregate_train(server_round, replies)
 
+    class Weighs(FedAvg):
+        def weights(self, replies: Replies) -> torch.Tensor:
+            n = super().weights(replies)
+            return n.clamp_max(n.median())  # which no part of the cohort tells
+
     class Mixin:
         def aggregate_train(self, server_round: int, replies: Any) -> Any:
             return None, None
@@ -164,4 +169,5 @@ def test_a_strategy_with_an_aggregate_of_its_own_sees_every_reply() -> None:
     assert not asks(Own)
     assert not asks(Still)
     assert not asks(Mixed)
+    assert not asks(Weighs)
     assert SGHMC.streams

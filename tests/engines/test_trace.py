@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from fedsim.grids.execute import Stepper
 from fedsim.grids.trace import TraceCache
 
 
@@ -91,6 +92,20 @@ def test_disabled_calls_the_function_itself() -> None:
         assert float(cache.call("f", f, torch.zeros(()))) == 1
     assert len(calls) == 3
     assert len(cache) == 0
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_step_may_use_autograd_itself(enabled: bool) -> None:
+    def descend(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(x.square().sum(), x)
+        return x.detach() - 0.25 * slope
+
+    stepper = Stepper(TraceCache(enabled), torch.full((3,), 4.0))
+    for _ in range(2):
+        stepper.advance("step", descend)
+    assert stepper.state.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_what_is_changed_in_place_is_not_taken_for_its_equal() -> None:

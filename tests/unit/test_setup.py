@@ -121,6 +121,26 @@ def test_chains_start_from_models_of_their_own() -> None:
     assert setup.chains == 3
 
 
+def test_a_clock_counts_the_examples_that_the_clients_plan() -> None:
+    """The speed of each client divides the seconds; the work is that of its minibatches."""
+    sections = {"clock": {"seconds_per_example": 0.5, "speeds": "equal"}}
+    config = {"server-round": 1}
+    sizes = [len(shard) for shard in prepared().data.shards]
+    for client, examples in (
+        ({"name": "sgd", "epochs": 3}, [3 * n for n in sizes]),
+        ({"name": "sgd", "steps": 2, "batch_size": 10}, [20 for _ in sizes]),
+    ):
+        clock = prepared(client=client, **sections).clock()
+        assert clock is not None
+        seconds = [clock.duration("train", config, p, 0) for p in range(4)]
+        assert seconds == [0.5 * n for n in examples]
+    corrected = prepared(strategy=SAMPLER | {"control_variate": True}, **sections).clock()
+    assert corrected is not None
+    asked = {**config, "prior-precision": 1.0, "total-examples": sum(sizes)}
+    assert corrected.duration("train.gradient", asked, 1, 0) == 0.5 * sizes[1]
+    assert prepared().clock() is None
+
+
 def test_the_plan_is_a_function_of_the_scenario() -> None:
     plan = prepared(engine={"threads": 2}).plan()
     assert plan == prepared(engine={"threads": 2}).plan()
@@ -160,6 +180,7 @@ def test_a_file_that_changed_between_two_calls_is_read_again(tmp_path: Path) -> 
         ({"model": {"name": "linear", "outputs": 3}}, "has outputs for 3 classes; digits has 10"),
         ({"strategy": {"name": "FedAvg", "fraction_train": 5.0}}, "must be in [0, 1], not 5"),
         ({"strategy": {"name": "Bulyan", "num_malicious_nodes": 1}}, "needs 4·1 + 3 = 7 replies"),
+        ({"strategy": "fedbuff"}, "Write clock: {} for clients of log-normal speeds"),
     ],
 )
 def test_what_would_fail_or_wait_in_the_first_round_is_refused(

@@ -38,7 +38,7 @@ class SyntheticClients(DataParams):
     """Clients with a linear classifier and a region of their own: Li et al.'s synthetic(α, β).
 
     No table holds the rows: a client's are made from (seed, client) when it is asked, so a million
-    clients cost 8 MB. The clients are the data set's own: use `partition: given`.
+    clients cost 24 MB. The clients are the data set's own: use `partition: given`.
     """
 
     name: Literal["synthetic_clients"] = "synthetic_clients"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fedsim.grids.passes.rewrite import Node, aten, calls, is_view, same_form, value
+from fedsim.grids.passes.rewrite import Node, aten, calls, dense, is_view, same_form, value
 
 _LINEAR = frozenset({aten.baddbmm.default, aten.addmm.default, aten.scatter_add.default})
 """Operators that read their first argument only where they write, besides the element-wise."""
@@ -22,7 +22,8 @@ def write_in_place(graph: fx.Graph, donated: int) -> frozenset[int]:
     donated: the first so many inputs are the state that a caller replaces by the first so many
     outputs. Such an input may be written to if the caller keeps no other tensor in its memory,
     now or after any number of steps; so the output that replaces it must be the only one in its
-    memory, and that memory new or the input's own. What is passed on to another place is not.
+    memory, dense in it, and that memory new or the input's own. What is passed on to another place
+    is not.
     """
     nodes: list[Node] = list(graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
@@ -36,7 +37,9 @@ def write_in_place(graph: fx.Graph, donated: int) -> frozenset[int]:
     held = [memory[result] for result in results if isinstance(result, fx.Node)]
     for given, result in zip(inputs[:donated], results[:donated], strict=True):
         mine = memory.get(result)
-        if mine is not None and (mine is given or mine in writable) and held.count(mine) == 1:
+        if mine is None or not dense(result.meta["val"]) or held.count(mine) > 1:
+            continue
+        if mine is given or mine in writable:
             writable.add(given)
     order = {node: i for i, node in enumerate(nodes)}
     written: set[Node] = set()
@@ -61,12 +64,11 @@ def write_in_place(graph: fx.Graph, donated: int) -> frozenset[int]:
 
 
 def _memory(node: Node, memory: dict[Node, Node]) -> Node:
-    """Returns the first node whose memory this one's value is in."""
+    """Returns the first node whose memory this one's value, or a part of it, may be in."""
     source = node.args[0] if node.args else None
-    if isinstance(source, fx.Node):
-        parts = calls(node, operator.getitem) and not _returns_apart(source)
-        if is_view(node) or parts:
-            return memory[source]
+    made_by = source if calls(node, operator.getitem) else node
+    if isinstance(source, fx.Node) and (is_view(node) or not _returns_apart(made_by)):
+        return memory[source]
     return node
 
 

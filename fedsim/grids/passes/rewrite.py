@@ -52,6 +52,11 @@ def same_form(a: Tensor | None, b: Tensor | None) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.stride() == b.stride()
 
 
+def dense(tensor: Tensor) -> bool:
+    """Says whether each element has memory of its own, without gaps between them."""
+    return bool(aten.is_non_overlapping_and_dense(tensor))
+
+
 def is_view(node: Node) -> bool:
     """Says whether a node's value is in the memory of its first argument."""
     if node.target in _UNANNOTATED_VIEWS:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from fedsim.report.compare import Cell, best_of, compare, headline_columns
+from fedsim.report.content import ReportInput
+from fedsim.report.figures import figures
 from fedsim.report.series import cost, last, series
 from tests.unit.report.fakes import FakeRecord, FakeRun, fake_runs, frame
 
@@ -34,6 +36,21 @@ def test_costs_add_up_to_the_evaluation_and_nothing_is_spent_before_the_first_ro
     assert total is not None
     assert total.to_dict() == {1: 15, 2: 30, 3: 45, 4: 60}
     assert cost(frame(rows), "gradients") is None
+
+
+def test_simulated_seconds_are_an_axis_for_the_runs_that_have_them() -> None:
+    rows = [(r, "test", "nll", 1.0 / r) for r in (1, 2, 3)]
+    timed = rows + [(r, "system", "simulated_seconds", 2.5) for r in (1, 2, 3)]
+    runs = [run("timed", 0, timed), run("untimed", 0, rows)]
+    (found,) = series(runs, "test", "nll", "simulated_seconds")
+    assert (found.label, found.x.tolist()) == ("timed", [2.5, 5.0, 7.5])
+
+    def names(own: list[FakeRun]) -> set[str]:
+        report = ReportInput("t", own, "c", "y", columns=["test/nll"])
+        return {shown.name for shown in figures(report)}
+
+    assert "curves_simulated_seconds" in names(runs)
+    assert "curves_simulated_seconds" not in names(runs[1:])
 
 
 def test_last_is_of_the_latest_round_whatever_the_order() -> None:

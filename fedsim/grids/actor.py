@@ -1,0 +1,212 @@
+"""A worker in a process of its own: an actor of a Ray cluster.
+
+What comes in and goes out are plain dataclasses of tensors; Ray pickles them, between processes of
+one cluster that share its token.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.clients.base import Client, DirectClient
+from fedsim.data import FederatedData
+from fedsim.errors import FedsimError
+from fedsim.grids.collect import CohortResult
+from fedsim.grids.evaluate import Job, Sums
+from fedsim.grids.execution import Execution
+from fedsim.grids.memory import keep_freed_memory
+from fedsim.grids.shards import Integers, Shards
+from fedsim.grids.states import BUDGET, ClientStates
+from fedsim.grids.worker import Order, Share, Worker
+from fedsim.means import TreeParts
+from fedsim.messages import Arrays
+
+ALIGNMENT = 64
+"""Bytes on which torch's own memory is aligned."""
+
+States = Sequence[tuple[Integers, Arrays]]
+"""Partitions and their states, stacked, by form."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Everything that a worker needs beside its orders."""
+
+    client: Client | DirectClient
+    data: FederatedData
+    execution: Execution
+    seed: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a worker has made of its shares.
+
+    tree: of the means, if they were asked for. kept: the clients' states. halved: clients of the
+    blocks that did not fit into memory. stuck: whether the worker still computes a client that
+    missed its deadline, so that it is better ended. graphs, trace_seconds: of its traces so far.
+    """
+
+    done: CohortResult
+    tree: TreeParts
+    kept: list[tuple[list[int], Arrays]]
+    halved: list[int]
+    stuck: bool
+    graphs: int
+    trace_seconds: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker is. device: what it computes on. memory: of that, in bytes; 0 for a CPU."""
+
+    host: str
+    pid: int
+    node: str
+    device: str
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The message of a FedsimError, which ends the run."""
+
+    reason: str
+
+
+@dataclass
+class _Kept:
+    """Collects what clients keep."""
+
+    found: list[tuple[list[int], Arrays]] = field(default_factory=list)
+
+    def __call__(self, partitions: Sequence[int], states: Arrays) -> None:
+        self.found.append((list(partitions), states))
+
+
+class Actor:
+    """The actor. Its log, where the tracebacks of clients are, is its standard error."""
+
+    def __init__(self, site: Site) -> None:
+        torch.set_num_threads(1)
+        keep_freed_memory()
+        send_tensors_by_numpy(copy=True)
+        # parameters and data come as views of shared memory, which nobody writes to
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        device = torch.device(site.execution.device)
+        shards = Shards(site.data, getattr(torch, site.execution.dtype), device)
+        self._worker = Worker(site.client, shards, site.execution, site.seed)
+        self._worker.explain = explain
+
+    def place(self) -> Place:
+        """Returns where the actor is, once it is ready."""
+        return place_of(self._worker.shards.device)
+
+    def train(self, order: Order, shares: Sequence[Share], states: States) -> Trained | Refused:
+        """Returns the replies of the shares' clients, or the tree of their means."""
+        kept = _Kept()
+        worker = self._worker
+        worker.halved = []
+        try:
+            done, tree = worker.train(order, shares, _states(states), kept)
+        except FedsimError as error:
+            return Refused(f"{error}{where_the_log_is()}")
+        return Trained(
+            done,
+            tree.parts(),
+            kept.found,
+            worker.halved,
+            worker.stuck,
+            len(worker.cache),
+            worker.cache.seconds,
+        )
+
+    def evaluate(
+        self, order: Order, partitions: Sequence[int], jobs: Sequence[Job], states: States
+    ) -> list[Sums] | Refused:
+        """Returns the sums of some jobs of a cohort's evaluation."""
+        try:
+            return self._worker.evaluate(order, partitions, jobs, _states(states))
+        except FedsimError as error:
+            return Refused(f"{error}{where_the_log_is()}")
+
+
+def place_of(device: torch.device) -> Place:
+    """Returns where this process is."""
+    import ray
+
+    name, memory = device.type, 0
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        name, memory = f"cuda ({properties.name})", properties.total_memory
+    node = ray.get_runtime_context().get_node_id()
+    return Place(socket.gethostname(), os.getpid(), node, name, memory)
+
+
+def _states(given: States) -> ClientStates:
+    states = ClientStates(BUDGET)
+    for partitions, stacked in given:
+        states.scatter(partitions, stacked)
+    return states
+
+
+def explain(error: Exception) -> str:
+    """Returns a client's failure in one line; the traceback goes to the log."""
+    traceback.print_exception(error, file=sys.stderr)
+    return f"{type(error).__name__}: {error}{where_the_log_is()}"
+
+
+def where_the_log_is() -> str:
+    """Returns " (log: host:path)" of this process's standard error, if that is a file."""
+    sys.stderr.flush()
+    try:
+        path = os.readlink(f"/proc/self/fd/{sys.stderr.fileno()}")
+    except (OSError, ValueError):
+        return ""
+    return f" (log: {socket.gethostname()}:{path})" if os.path.isfile(path) else ""
+
+
+# Tensors as NumPy arrays: Ray shares those among the processes of a machine without a copy
+
+
+def send_tensors_by_numpy(copy: bool) -> None:
+    """Makes Ray send this process's tensors as arrays.
+
+    copy: the receiver gets memory of its own; otherwise read-only shared memory.
+    """
+    from ray import util
+
+    rebuild = _copied if copy else _shared
+    util.register_serializer(torch.Tensor, serializer=_as_numpy, deserializer=rebuild)
+
+
+def _as_numpy(tensor: Tensor) -> tuple[np.ndarray[Any, Any], bool]:
+    plain = tensor.detach().cpu().contiguous()
+    if plain.dtype == torch.bfloat16:  # NumPy has no such type
+        return plain.view(torch.int16).numpy(), True
+    return plain.numpy(), False
+
+
+def _shared(sent: tuple[np.ndarray[Any, Any], bool]) -> Tensor:
+    array, bfloat = sent
+    if array.ctypes.data % ALIGNMENT:  # products of the same numbers may differ by where they are
+        return _copied(sent)
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if bfloat else tensor
+
+
+def _copied(sent: tuple[np.ndarray[Any, Any], bool]) -> Tensor:
+    array, bfloat = sent
+    tensor = torch.from_numpy(array).clone()
+    return tensor.view(torch.bfloat16) if bfloat else tensor

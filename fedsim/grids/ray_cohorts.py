@@ -1,0 +1,183 @@
+"""The engine `ray`: a cohort's leaves are divided among workers in other processes.
+
+Each worker gets one message a round: a reference to what all clients are told, which is stored once
+however many clients there are, and a run of neighbouring leaves. With a reduction it sends back the
+means of complete subtrees, so that traffic grows with the workers and not with the clients. What
+the clients keep stays with the driver and travels with the work: a worker that dies takes nothing
+with it (docs/decisions/0009-ray-engine.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fedsim.clients.base import Client, DirectClient
+from fedsim.data import FederatedData
+from fedsim.errors import RunFailed
+from fedsim.grids.actor import Actor, Refused, Site, Trained
+from fedsim.grids.cohort import Cohorts
+from fedsim.grids.collect import CohortResult, joined
+from fedsim.grids.evaluate import Job, Sums
+from fedsim.grids.execution import Execution
+from fedsim.grids.pool import GRACE, Late, Pool, dashboard
+from fedsim.grids.shards import Shards
+from fedsim.grids.worker import Order, Share
+from fedsim.means import MeanTree
+from fedsim.scenario.sections import ClientResources
+
+T = TypeVar("T")
+
+
+class RayCohorts(Cohorts):
+    """Computes cohorts of one client class on the workers of a Ray cluster."""
+
+    def __init__(
+        self,
+        client: Client | DirectClient,
+        data: FederatedData,
+        shards: Shards,
+        execution: Execution,
+        seed: int,
+        state_budget: int,
+        workers: int,
+        needs: ClientResources,
+        deadline: float | None = None,
+    ) -> None:
+        """execution: of a worker. shards: the driver's view of `data`. needs: of a worker.
+
+        deadline: seconds a client may take for one message.
+        """
+        import ray
+
+        super().__init__(client, shards, execution, seed, state_budget)
+        self._deadline = deadline
+        only = replace(data, validation=None, test=None, ood=None, truth={})
+        site = stored(Site(client, only, execution, seed))
+        kind = ray.remote(Actor).options(num_cpus=needs.cpus, num_gpus=needs.gpus, max_restarts=0)
+        self._pool = Pool(lambda: kind.remote(site), workers)
+        self._graphs, self._trace_seconds = 0, 0.0
+        self._halved: list[int] = []
+        self._seen: list[dict[str, Any]] = []
+
+    def close(self) -> None:
+        """Ends the workers and forgets the clients' states."""
+        self._pool.close()
+        super().close()
+
+    def record(self) -> dict[str, Any]:
+        """Returns what was decided and spent; graphs and tracing of the worker with most."""
+        facts: dict[str, Any] = {
+            "blocks": self.bounds,
+            "graphs": self._graphs,
+            "trace_seconds": round(self._trace_seconds, 3),
+            "workers": self._seen,
+            "workers_lost": self._pool.lost,
+        }
+        if url := dashboard():
+            facts["dashboard"] = url
+        return facts | ({"halved": self._halved} if self._halved else {})
+
+    def _train(self, order: Order, shares: Sequence[Share]) -> tuple[CohortResult, MeanTree]:
+        order = replace(order, deadline=self._deadline)
+        costs = self.shards.sizes + 1
+        ranges = divided(shares, len(self._pool), lambda share: int(costs[share.partitions].sum()))
+        told = stored(order)
+
+        def call(mine: Sequence[Share]) -> Callable[[Any], Any]:
+            states = self.states.select([p for share in mine for p in share.partitions])
+            return lambda handle: handle.train.remote(told, mine, states)
+
+        most = max(sum(len(share.members) for share in mine) for mine in ranges)
+        patience = None if self._deadline is None else most * self._deadline + GRACE
+        outs = self._pool.run([call(mine) for mine in ranges], patience)
+        tree = MeanTree(order.leaves)
+        parts: list[CohortResult] = []
+        for mine, out in zip(ranges, outs, strict=True):
+            if isinstance(out, Late):
+                reason = f"no answer within {self._deadline:g} s (deadline)"
+                members = [i for share in mine for i in share.members]
+                parts.append(CohortResult([], {}, {}, dict.fromkeys(members, reason)))
+                for share in mine:
+                    tree.add(share.leaf, {}, 0.0)
+                continue
+            trained = _not_refused(out)
+            parts.append(trained.done)
+            tree.graft(trained.tree)
+            for partitions, kept in trained.kept:
+                self.states.scatter(partitions, kept)
+            self._note(trained)
+        self._note_places(order)
+        return joined(parts), tree
+
+    def _evaluated(
+        self, order: Order, partitions: Sequence[int], jobs: Sequence[Job]
+    ) -> Sequence[Sums]:
+        ranges = divided(jobs, len(self._pool), lambda job: 1)
+        told, everyone = stored(order), stored(list(partitions))
+
+        def call(mine: Sequence[Job]) -> Callable[[Any], Any]:
+            members = [i for job in mine if job.members is not None for i in job.members.tolist()]
+            states = self.states.select([partitions[i] for i in members])
+            return lambda handle: handle.evaluate.remote(told, everyone, mine, states)
+
+        outs = self._pool.run([call(mine) for mine in ranges])
+        return [sums for out in outs for sums in _not_refused(out)]
+
+    def _note(self, trained: Trained) -> None:
+        self._graphs = max(self._graphs, trained.graphs)
+        self._trace_seconds = max(self._trace_seconds, trained.trace_seconds)
+        self._halved += trained.halved
+
+    def _note_places(self, order: Order) -> None:
+        """Notes who computes from this round on, if that has changed."""
+        workers = [vars(place) for place in self._pool.places]
+        if not self._seen or self._seen[-1]["workers"] != workers:
+            from_round = int(order.config.get("server-round", 0))
+            self._seen.append({"from_round": from_round, "workers": workers})
+
+
+def divided(items: Sequence[T], parts: int, cost: Callable[[T], int]) -> list[Sequence[T]]:
+    """Returns the items as at most `parts` runs of neighbours, of about equal cost; none is empty.
+
+    cost: of an item, > 0.
+    """
+    ends = np.cumsum([cost(item) for item in items])
+    parts = min(parts, len(items))
+    cuts = [0]
+    for k in range(1, parts):
+        cut = int(np.searchsorted(ends, ends[-1] * k / parts)) + 1
+        cuts.append(min(max(cut, cuts[-1] + 1), len(items) - (parts - k)))
+    return [items[a:b] for a, b in pairwise([*cuts, len(items)])] if parts else []
+
+
+def stored(value: object) -> Any:
+    """Puts a value into Ray's store, once for all workers; returns the reference.
+
+    Raises RunFailed if it is full, or if something of the user's cannot be sent.
+    """
+    import ray
+
+    try:
+        return ray.put(value)
+    except TypeError as error:
+        raise RunFailed(
+            "the client, its model or its data cannot be sent to other processes: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    except ray.exceptions.ObjectStoreFullError as error:
+        raise RunFailed(
+            "Ray's object store is full; give it more with engine.object_store_mb"
+        ) from error
+    except ray.exceptions.OutOfDiskError as error:
+        raise RunFailed("Ray's object store is full, and so is the disk it spills to") from error
+
+
+def _not_refused(out: Any) -> Any:
+    if isinstance(out, Refused):
+        raise RunFailed(out.reason)
+    return out

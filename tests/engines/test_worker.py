@@ -1,0 +1,172 @@
+"""A worker computes leaves: who else does, and with how many threads, changes nothing."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim.clients.base import Batch, Batching, Client, Config, DirectClient, Inputs, Plan, Reply
+from fedsim.errors import Params
+from fedsim.grids import worker as worker_module
+from fedsim.means import MeanTree, as_new
+from fedsim.messages import Arrays, Reduction, Replies, to_record
+from fedsim.server.check import StackCheck
+from fedsim.strategies.fedavg import FedAvg, FedAvgParams
+from tests.engines.toys import cohorts, distance, federation, functional, run, same_bits, sgd
+
+
+def reduction(arrays: Arrays) -> Reduction:
+    strategy = FedAvg(FedAvgParams())
+    weights = strategy.streamed_weights()
+    assert weights is not None
+    return Reduction(StackCheck(strategy.reply_schema(to_record(arrays)), None), weights)
+
+
+@pytest.mark.parametrize("trace", [False, True])
+@pytest.mark.parametrize("sizes", [(600,), (150, 140), (7, 1, 30, 12, 3), (40,) * 70])
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_threads_change_no_bit(sizes: Sequence[int], batch_size: int | None, trace: bool) -> None:
+    client = sgd(functional(dtype=torch.float32), batch_size=batch_size, lr=0.1)
+    one, two = (
+        run(client, federation(sizes), 2, threads=threads, dtype="float32", trace=trace).arrays
+        for threads in (1, 2)
+    )
+    assert same_bits(one, two)
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_a_block_that_does_not_fit_is_halved(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = sgd(functional(), batch_size=4)
+    expected = run(client, federation(), 2, chunk=chunk).arrays
+    computed = worker_module.run_mapped
+
+    def small(client: Any, block: Any, *rest: Any) -> Any:
+        if len(block.plans) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return computed(client, block, *rest)
+
+    monkeypatch.setattr(worker_module, "run_mapped", small)
+    made = cohorts(client, federation(), chunk=chunk)
+    state = made.run("train", {"arrays": client.model.initial()}, {"server-round": 1}, range(5))
+    assert state.good == [0, 1, 2, 3, 4]
+    assert made.record()["halved"] == ([5, 3] if not chunk else [3])
+    assert distance(run(client, federation(), 2, chunk=chunk).arrays, expected) <= 1e-12
+
+    def never(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(worker_module, "run_mapped", never)
+    with pytest.raises(Exception, match="OutOfMemoryError: CUDA out of memory"):
+        made.run("train", {"arrays": client.model.initial()}, {"server-round": 1}, range(5))
+
+
+class Counting(Client):
+    """Keeps how often it was asked; the second client's second reply is NaN."""
+
+    Params = Params
+
+    def initial_client_state(self) -> Arrays:
+        return {"asked": torch.zeros((), dtype=torch.float64)}
+
+    def plan(self, n_examples: int, config: Config) -> Plan:
+        return Plan(0, Batching("none"))
+
+    def init(self, records: dict[str, Arrays], client_state: Arrays, inputs: Inputs) -> Any:
+        asked = client_state["asked"] + 1
+        bad = (inputs.scalars["partition-id"] == 1) & (asked == 2)
+        w = torch.where(bad, torch.nan, records["arrays"]["w"] + asked)
+        return w, asked, inputs.scalars["num-examples"]
+
+    def finish(self, state: Any) -> tuple[Reply, Arrays]:
+        w, asked, n = state
+        return Reply({"arrays": {"w": w}}, {"num-examples": n}), {"asked": asked}
+
+
+@pytest.mark.parametrize("path", ["mapped", "one_by_one"])
+def test_who_is_rejected_keeps_what_it_kept_before(path: str) -> None:
+    made = cohorts(Counting(Params(), functional(), None), federation(), path=path)  # type: ignore[arg-type]
+    arrays = {"w": torch.zeros(2, dtype=torch.float64)}
+    for server_round in (1, 2):
+        config = {"server-round": server_round}
+        result = made.run("train", {"arrays": arrays}, config, range(5), reduction(arrays))
+    assert list(result.errors) == [1]
+    assert [float(made.states[i]["asked"]) for i in range(5)] == [2, 1, 2, 2, 2]
+
+
+class Shaped(DirectClient):
+    """Replies with an array as long as its partition says."""
+
+    Params = Params
+    lengths: Sequence[int] = (3, 2, 2, 2, 2)
+
+    def train(
+        self, message_type: str, records: Any, config: Any, shard: Batch, state: Any, rng: Any
+    ) -> tuple[Reply, Arrays]:
+        length = self.lengths[len(shard.x) % 5]
+        w = torch.ones(length, dtype=torch.float64)
+        return Reply({"arrays": {"w": w}}, {"num-examples": 1.0}), {}  # type: ignore[dict-item]
+
+
+def test_a_bad_first_reply_is_the_only_one_rejected() -> None:
+    made = cohorts(Shaped(Params(), functional(), None), federation((5, 6, 7, 8, 9)))  # type: ignore[arg-type]
+    arrays = {"w": torch.zeros(2, dtype=torch.float64)}
+    result = made.run("train", {"arrays": arrays}, {}, range(5), reduction(arrays))
+    assert result.good == [1, 2, 3, 4]
+    assert "shape" in result.errors[0]
+    assert result.means is not None
+    assert torch.equal(result.means["arrays"]["w"], torch.ones(2, dtype=torch.float64))
+
+
+def test_what_workers_are_told_of_a_reduction_is_data() -> None:
+    arrays = {"w": torch.arange(3.0)}
+    sent = pickle.loads(pickle.dumps(reduction(arrays)))
+    stacked = {"arrays": {"w": torch.tensor([[1.0, 2.0, 3.0], [torch.nan, 0, 0]])}}
+    replies = Replies((2, 3), stacked, {"num-examples": torch.tensor([4.0, 5.0]).double()})
+    checked = sent.check(replies, True)
+    assert checked.node_ids == (2,)
+    assert sent.weights(checked).tolist() == [4.0]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=33),
+    st.lists(st.integers(0, 33), max_size=4),
+)
+def test_trees_of_parts_make_the_whole_tree(weights: list[int], cuts: list[int]) -> None:
+    rng = np.random.default_rng(len(weights))
+    leaves = [torch.from_numpy(rng.standard_normal(5).astype(np.float32)) for _ in weights]
+    whole = MeanTree(len(leaves))
+    for i, (leaf, weight) in enumerate(zip(leaves, weights, strict=True)):
+        whole.add(i, {"a": {"w": leaf}}, float(weight))
+    joined = MeanTree(len(leaves))
+    edges = sorted({0, len(leaves), *(min(cut, len(leaves)) for cut in cuts)})
+    for start, stop in reversed(list(pairwise(edges))):
+        part = MeanTree(len(leaves))
+        part.like({"a": {"w": leaves[0]}})
+        for i in range(start, stop):
+            part.add(i, {"a": {"w": leaves[i].clone()}}, float(weights[i]))
+        joined.graft(part.parts())
+    expected, found = whole.result(), joined.result()
+    if expected is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert torch.equal(found["a"]["w"], expected["a"]["w"])
+
+
+def test_tensors_are_laid_out_as_new_ones() -> None:
+    odd = torch.empty_strided((4, 1, 3, 3), (9, 1, 3, 1)).normal_()
+    assert odd.is_contiguous()  # an axis of length 1 may have any stride
+    assert as_new(odd).stride() == torch.empty(4, 1, 3, 3).stride()
+    assert torch.equal(as_new(odd), odd)
+    plain = torch.randn(2, 3)
+    assert as_new(plain) is plain
+    assert as_new(plain.T).stride() == (2, 1)
