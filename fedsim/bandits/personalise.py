@@ -36,7 +36,7 @@ class PersonaliseParams(Params):
 
     name: Literal["personalise"] = "personalise"
     lr: tuple[float, float] = Field(
-        (0.01, 10.0), description="Range of the local learning rate η, on a log axis; > 0."
+        (0.001, 3.0), description="Range of the local learning rate η, on a log axis; > 0."
     )
     proximal: tuple[float, float] = Field(
         (0.001, 10.0), description="Range of the proximal weight λ, on a log axis; > 0."
@@ -45,13 +45,14 @@ class PersonaliseParams(Params):
     validation: float = Field(
         0.3, gt=0, lt=1, description="Share of the client's rows that a pull scores, in (0, 1)."
     )
-    score: Literal["probability", "accuracy"] = Field(
-        "probability",
-        description="What a pull returns, the mean over the scored rows of: the probability of the "
-        "true class, or whether it is the most probable one. Both are in [0, 1].",
+    score: Literal["brier", "accuracy"] = Field(
+        "brier",
+        description="What a pull returns, the mean over the scored rows of: 1 − ½ Σ (p − y)² over "
+        "the classes, a proper score, or whether the true class is the most probable one. Both "
+        "are in [0, 1].",
     )
     train_lr: float = Field(
-        0.1, gt=0, description="Learning rate of the federated training before (strategy.pretrain)."
+        0.5, gt=0, description="Learning rate of the federated training before (strategy.pretrain)."
     )
     train_steps: int = Field(
         5, ge=1, description="Full-batch local steps in a round of that training, ≥ 1."
@@ -122,7 +123,10 @@ class Personalisation:
         if self.params.score == "accuracy":
             finite = outputs.isfinite().reshape(len(y), -1).all(-1)
             return torch.where(finite, self.task.metrics["accuracy"](outputs, y), 0.0)
-        return torch.exp(-self.task.loss(outputs, y))
+        assert self.task.probabilities is not None
+        p = self.task.probabilities(outputs)
+        truth = (torch.arange(p.shape[-1]) == y[:, None]).to(p.dtype)
+        return 1 - (p - truth).square().sum(-1) / 2
 
     def test(self, point: Floats, held: Batch) -> dict[str, float]:
         """Returns how the model does on rows that no pull has seen, personalised on all others.
