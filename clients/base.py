@@ -228,5 +228,23 @@ class DirectClient(_Declared):
         client_state: Arrays,
         rng: np.random.Generator,
     ) -> tuple[Reply, Arrays]:
-        """Returns the reply to one message and the state to keep; `rng` is keyed to it."""
+        """Returns the reply to one message and the state to keep; `rng` is keyed to it.
+
+        config: the message's settings, and "partition-id", the client's own number.
+        """
+        raise NotImplementedError
+
+    def score(
+        self,
+        records: dict[str, Arrays],
+        config: Config,
+        shard: Batch,
+        held: Batch,
+        client_state: Arrays,
+        rng: np.random.Generator,
+    ) -> dict[str, float]:
+        """Returns the metrics of what the client has found, on the rows `held` out for it.
+
+        shard: the rows that it trains on. A client that does not have this is not evaluated.
+        """
         raise NotImplementedError

@@ -3,9 +3,11 @@ posterior.nc with its diagnostics and its distance to a reference."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedsim import reference
@@ -32,7 +34,7 @@ REFERENCE = "reference.npz"
 
 
 def write_artifacts(
-    setup: Setup, writer: RunWriter, state: LoopState, evaluator: Evaluator
+    setup: Setup, writer: RunWriter, state: LoopState, evaluator: Evaluator, grid: Grid
 ) -> dict[str, Any]:
     """Writes the artifacts of a finished loop; returns what goes into summary.json."""
     summary: dict[str, Any] = {
@@ -45,10 +47,21 @@ def write_artifacts(
     for split, arrays in evaluator.predictions(state.arrays, bool(setup.chains)).items():
         _save_npz(writer, PREDICTIONS.format(split=split), arrays)
     strategy = setup.strategy
+    if isinstance(strategy, Strategy):
+        for name, arrays in strategy.artifacts(partial(_client_states, grid)).items():
+            _save_npz(writer, name, arrays)
+        if notes := strategy.notes():
+            summary["notes"] = notes
     if isinstance(strategy, Strategy) and strategy.samples and state.totals.draws:
         writer.flush()
         summary["posterior"] = _posterior(setup, writer, evaluator)
     return summary
+
+
+def _client_states(grid: Grid) -> dict[str, Any]:
+    """Returns what the clients keep, as partition/name; nothing where the engine cannot see it."""
+    found: dict[str, Any] = grid.state_dict()[0] if hasattr(grid, "state_dict") else {}
+    return found
 
 
 def read_class_counts(run: Run) -> tuple[NDArray[np.int64], list[str]] | None:

@@ -265,8 +265,8 @@ def _go(
         setup.model,
         setup.task,
         setup.data,
-        next(iter(setup.arrays.values())).dtype,
-        evaluate.splits,
+        getattr(torch, setup.execution.dtype),
+        evaluate.splits if setup.scenario.model is not None else (),
         evaluate.batch_size,
     )
     threads = torch.get_num_threads()
@@ -296,7 +296,7 @@ def _go(
         writer.record_engine({**setup.plan(), **grid.record()})
         writer.save_parameters(state.arrays)
         writer.flush()
-        summary = write_artifacts(setup, writer, state, evaluator)
+        summary = write_artifacts(setup, writer, state, evaluator, grid)
         summary["loop_seconds"] = time.monotonic() - started
         writer.finish("finished", summary)
     except RunFailed as error:

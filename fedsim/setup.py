@@ -10,31 +10,36 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
-from torch import Tensor
 
 from fedsim import batch_norm, reference, registry
 from fedsim.clients.base import Client, DirectClient
 from fedsim.data import FederatedData, Partition, build_data
 from fedsim.errors import Params, Problem, ScenarioError, UserError
+from fedsim.fitting import check_stopping, check_target, check_task
 from fedsim.grids.clock import SimulatedClock, Work, examples_of
 from fedsim.grids.cohort import Cohorts
 from fedsim.grids.execution import Execution, choose_path
 from fedsim.grids.inline import InlineGrid
 from fedsim.grids.memory import keep_freed_memory
-from fedsim.grids.shards import Shards, Table
+from fedsim.grids.shards import Shards
 from fedsim.messages import Arrays
-from fedsim.models import FunctionalModel, Task, build_model, build_task
+from fedsim.models import (
+    FunctionalModel,
+    NoModel,
+    Task,
+    build_model,
+    build_task,
+    no_task,
+)
 from fedsim.random import integer
 from fedsim.scenario import Scenario
 from fedsim.scenario.components import COMPONENTS, Imported
 from fedsim.scenario.sections import EngineParams
 from fedsim.server import faults
-from fedsim.server.evaluation import metric_names
 from fedsim.server.faults import FaultyGrid
 from fedsim.server.recorder import Recorder
 from fedsim.server.state import LoopConfig, Stopping
@@ -189,21 +194,21 @@ def prepare(scenario: Scenario) -> Setup:
     (seed,) = scenario.seeds
     data = _data(scenario.data, scenario.partition, seed)
     dtype = getattr(torch, scenario.engine.dtype)
-    task = build_task(scenario.task)
-    _check_target(scenario, data, task)
+    task = no_task() if scenario.task is None else build_task(scenario.task)
+    check_target(scenario, data, task)
     strategy = build_strategy(scenario.strategy)
-    models = [
-        build_model(scenario.model, data.info, seed if q == 0 else integer(seed, "chain", q), dtype)
-        for q in range(max(_chains(strategy), 1))
-    ]
+    models = _models(scenario, data, strategy, seed, dtype)
     client = build_client(scenario, strategy, models[0], task)
     found = []
     if not isinstance(client, ClientApp):  # what a Flower app honours cannot be seen from outside
         honours = client.honours | client.metrics
         found = objections(strategy, honours, len(data.shards), client.requires)
-        check_task(models[0], task, data)
+        if scenario.model is not None:
+            check_task(models[0], task, data)
     if found:
         raise ScenarioError([Problem("strategy", reason) for reason in found])
+    if isinstance(strategy, Strategy):
+        strategy.bind(client, data)
     setup = Setup(
         scenario=scenario,
         seed=seed,
@@ -213,9 +218,9 @@ def prepare(scenario: Scenario) -> Setup:
         strategy=strategy,
         client=client,
         arrays=_initial(strategy, models, client, seed),
-        execution=_execution(scenario, models[0]),
+        execution=_execution(scenario, models[0], client),
     )
-    _check_stopping(setup)
+    check_stopping(setup)
     problems = list(batch_norm.objections(setup))
     problems += _clock_missing(setup)
     problems += [Problem("posterior.reference", why) for why in reference.objections(setup)]
@@ -224,6 +229,16 @@ def prepare(scenario: Scenario) -> Setup:
     if problems:
         raise ScenarioError(problems)
     return setup
+
+
+def _models(
+    scenario: Scenario, data: FederatedData, strategy: FlowerStrategy, seed: int, dtype: torch.dtype
+) -> list[FunctionalModel]:
+    """Returns the model as each chain starts it; one without parameters if there is no model."""
+    if scenario.model is None:
+        return [NoModel()]
+    seeds = [seed, *(integer(seed, "chain", q) for q in range(1, _chains(strategy)))]
+    return [build_model(scenario.model, data.info, each, dtype) for each in seeds]
 
 
 _built: dict[tuple[str, str, int], FederatedData] = {}
@@ -242,39 +257,6 @@ def _data(data: Params, partition: Params, seed: int) -> FederatedData:
 def forget_data() -> None:
     """Builds data anew from here on: files may have changed since an earlier call."""
     _built.clear()
-
-
-def _check_target(scenario: Scenario, data: FederatedData, task: Task) -> None:
-    target = {"class": "class", "real": "real", "none": "any"}[data.info.target]
-    if task.target == "any" or task.target == target:
-        return
-    fits = {"class": "classification", "real": "regression", "any": "potential"}[target]
-    raise ScenarioError(
-        [
-            Problem(
-                "task",
-                f"{task.name} does not fit the data {data.info.name}",
-                hint=f"Its targets ask for task: {fits}",
-            )
-        ]
-    )
-
-
-def _check_stopping(setup: Setup) -> None:
-    """Raises ScenarioError if early stopping watches what the server will never measure."""
-    stopping = setup.loop_config().stopping
-    if stopping is None or stopping.split not in ("validation", "test", "ood"):
-        return
-    data = setup.data
-    field, metric = "early_stopping.metric", f"{stopping.split}/{stopping.name}"
-    if {"validation": data.validation, "test": data.test, "ood": data.ood}[stopping.split] is None:
-        hint = f"Set data.{stopping.split}_fraction" if stopping.split != "ood" else "Set data.ood"
-        what = f"is never measured: the data has no {stopping.split} split"
-        raise ScenarioError([Problem(field, what, metric, hint=hint)])
-    known = metric_names(setup.task, stopping.split, bool(setup.chains))
-    if stopping.name not in known:
-        what = f"is never measured: {stopping.split} has {', '.join(sorted(known))}"
-        raise ScenarioError([Problem(field, what, metric)])
 
 
 def _clock_missing(setup: Setup) -> list[Problem]:
@@ -318,55 +300,6 @@ def _work(client: Client | DirectClient | ClientApp, shards: Partition) -> Work:
             return rows
 
     return work
-
-
-def check_task(model: FunctionalModel, task: Task, data: FederatedData) -> None:
-    """Raises ScenarioError if the loss and metrics do not return one value per example."""
-    if len(data.train) == 0:
-        return
-    rows = data.train.take(np.arange(min(2, len(data.train))))
-    dtype = next(iter(model.initial().values())).dtype
-    table = Table(rows, dtype, torch.device("cpu"))
-    params = {k: v.requires_grad_(k in model.shapes) for k, v in model.initial().items()}
-    for name, function in {"loss": task.loss, **task.metrics}.items():
-        try:
-            outputs = model.apply(params, table.x)
-            _check_width(outputs.detach(), task, data)
-            values = function(outputs, table.y)
-            shape = tuple(values.shape)
-        except ScenarioError:
-            raise
-        except Exception as error:  # the user's functions may raise anything
-            raise ScenarioError(
-                [
-                    Problem(
-                        "task",
-                        f"{name} does not take the model's outputs for {data.info.name}:"
-                        f" {type(error).__name__}: {error}",
-                    )
-                ]
-            ) from error
-        problem = None
-        if shape != (len(rows),):
-            problem = Problem(
-                "task",
-                f"{name} returns shape {shape} for {len(rows)} examples",
-                hint="It must return one value per example (no mean, no sum)",
-            )
-        elif name == "loss" and not values.requires_grad:
-            problem = Problem("model", "the loss does not depend on the parameters")
-        if problem is not None:
-            raise ScenarioError([problem])
-
-
-def _check_width(outputs: Tensor, task: Task, data: FederatedData) -> None:
-    """Raises ScenarioError if the model has not one output for each class."""
-    if task.probabilities is None:
-        return
-    width = task.probabilities(outputs).shape[-1]
-    if width != data.info.num_classes:
-        what = f"has outputs for {width} classes; {data.info.name} has {data.info.num_classes}"
-        raise ScenarioError([Problem("model", what)])
 
 
 def _chains(strategy: FlowerStrategy) -> int:
@@ -437,10 +370,16 @@ def _initial(
     return strategy.initial(stacked, seed)
 
 
-def _execution(scenario: Scenario, model: FunctionalModel) -> Execution:
+def _execution(
+    scenario: Scenario, model: FunctionalModel, client: Client | DirectClient | ClientApp
+) -> Execution:
     engine = scenario.engine
-    device = torch.device(_device(engine))
+    direct = isinstance(client, DirectClient)
+    cpu = direct and engine.device == "auto"  # such clients compute in NumPy
+    device = torch.device("cpu" if cpu else _device(engine))
     path, why = choose_path(model, device, engine.path)
+    if direct:
+        path, why = "one_by_one", "the client is no loop of steps that could be mapped"
     return Execution(
         path=path,
         chunk=engine.chunk or 0,

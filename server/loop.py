@@ -18,7 +18,16 @@ from torch import Tensor
 
 from fedsim.errors import RunFailed
 from fedsim.grids.nodes import partition_of
-from fedsim.messages import Arrays, Broadcast, Received, Reduction, stack, to_record, to_tensors
+from fedsim.messages import (
+    Arrays,
+    Broadcast,
+    Received,
+    Reduction,
+    Replies,
+    stack,
+    to_record,
+    to_tensors,
+)
 from fedsim.random import seeded_globals
 from fedsim.server.check import Checked, StackCheck, check_replies, finite
 from fedsim.server.evaluation import Evaluator
@@ -69,7 +78,7 @@ class RoundLoop:
             self._evaluate_server(0)
             self.recorder.end_round(0)
         self._began = time.monotonic() - self.state.totals.seconds
-        while self.state.round < self.config.rounds and not self.state.stopped:
+        while not self._over(self.state.round) and not self.state.stopped:
             try:
                 self._round(self.state.round + 1)
             except RunFailed as error:
@@ -83,6 +92,13 @@ class RoundLoop:
             self.state.arrays = self.state.best_arrays
             self._evaluate_server(self.state.round)  # so that the last figures are the result's
         return self.state
+
+    def _finished(self) -> bool:
+        return isinstance(self.strategy, Strategy) and self.strategy.finished()
+
+    def _over(self, server_round: int) -> bool:
+        """Says whether no round follows this one."""
+        return self._finished() or server_round >= self.config.rounds
 
     def _round(self, server_round: int) -> None:
         state = self.state
@@ -109,8 +125,7 @@ class RoundLoop:
             measured.add("client")
             shown |= by_clients
         every = self.config.server_every
-        last = server_round == self.config.rounds
-        if every and (server_round % every == 0 or last):
+        if every and (server_round % every == 0 or self._over(server_round)):
             measured |= {"validation", "test", "ood"}
             shown |= self._evaluate_server(server_round)
         self._maybe_stop(server_round, shown, measured)
@@ -127,6 +142,8 @@ class RoundLoop:
         else:
             checked = self._ask_some(server_round, exchange.wait, exchange, record)
         gradients = gradients_of(checked.replies)
+        if exchange.by_client and checked.good:
+            self._log_clients(server_round, "train", stack(checked.replies))
         with self._seeded(self.config.seed, "aggregate", server_round, index):
             new, metrics = exchange.aggregate(server_round, checked.replies)
         self.state.totals.gradients += gradients
@@ -224,7 +241,7 @@ class RoundLoop:
 
     def _evaluate_clients(self, server_round: int) -> Metrics:
         every = self.config.clients_every
-        if not every or server_round % every:
+        if not every or (server_round % every and not self._finished()):
             return {}
         record = to_record(self.state.arrays)
         config = ConfigRecord({"seed": self.config.seed, "server-round": server_round})
@@ -240,13 +257,7 @@ class RoundLoop:
         key = weight_key(self.strategy)
         checked = check_replies(replies, asked, ReplySchema({}, frozenset({key}), key), record)
         self._report_failures(server_round, "evaluate", checked, len(asked))
-        stacked = stack(checked.replies)
-        self.recorder.log_client_metrics(
-            server_round,
-            "client",
-            [partition_of(n) for n in stacked.node_ids],
-            {k: v.tolist() for k, v in stacked.metrics.items() if v.ndim == 1},
-        )
+        self._log_clients(server_round, "client", stack(checked.replies))
         metrics = self.strategy.aggregate_evaluate(server_round, checked.replies)
         return {} if metrics is None else self._log(server_round, "client", _floats(metrics))
 
@@ -287,6 +298,14 @@ class RoundLoop:
         if isinstance(self.grid, FaultyGrid):
             system |= self.grid.take_counts()
         return system
+
+    def _log_clients(self, server_round: int, split: str, stacked: Replies) -> None:
+        self.recorder.log_client_metrics(
+            server_round,
+            split,
+            [partition_of(n) for n in stacked.node_ids],
+            {k: v.tolist() for k, v in stacked.metrics.items() if v.ndim == 1},
+        )
 
     def _log(self, server_round: int, split: str, metrics: Metrics) -> Metrics:
         self.recorder.log_metrics(server_round, split, metrics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -17,6 +17,9 @@ from torch import Tensor
 from fedsim import errors
 from fedsim.messages import Arrays, Broadcast, Replies, make_content, stack, to_tensors
 from fedsim.random import generator
+
+if TYPE_CHECKING:
+    from fedsim.data import FederatedData
 
 Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -41,6 +44,7 @@ class Exchange:
     """One question to the clients and what is made of the answers.
 
     A round is an ordered list of these. `aggregate` returns new parameters, or None to keep them.
+    by_client: whether the clients' metrics are logged one by one, beside what `aggregate` returns.
     weights: given if `aggregate` needs no reply's arrays, only their means with these weights
     (clients,) float64 ≥ 0, not normalised, each a function of that client's metrics alone. The
     engine then averages the replies as they come, and memory does not grow with the cohort.
@@ -56,10 +60,19 @@ class Exchange:
     schema: Callable[[ArrayRecord], ReplySchema]
     weights: Callable[[Replies], Tensor] | None = None
     wait: int | None = None
+    by_client: bool = False
 
 
 class StrategyParams(errors.Params):
-    """What every strategy of fedsim has."""
+    """What every strategy of fedsim has.
+
+    The class variables, which any class of a strategy's parameters may set, are for the scenario.
+    needs_model: whether it must name a model and a task. default_rounds: the most rounds of one
+    that names none, where the strategy ends by itself (`Strategy.finished`).
+    """
+
+    needs_model: ClassVar[bool] = True
+    default_rounds: ClassVar[int | None] = None
 
     fraction_train: float = Field(
         1.0, gt=0, le=1, description="Fraction of the nodes sampled each round, in (0, 1]."
@@ -126,6 +139,27 @@ class Strategy(FlowerStrategy):
     def reply_schema(self, arrays: ArrayRecord) -> ReplySchema:
         """Returns what a train reply must hold: by default one record shaped like `arrays`."""
         return ReplySchema({"arrays": shapes_of(arrays)}, frozenset({"num-examples"}) | self.needs)
+
+    def bind(self, client: Any, data: FederatedData) -> None:
+        """Takes what the strategy has to know of the client and the data, before the run.
+
+        Raises UserError if they do not fit. Nothing is computed or sent here.
+        """
+
+    def finished(self) -> bool:
+        """Says after a round whether the run has ended, before its last round."""
+        return False
+
+    def artifacts(self, states: Callable[[], Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
+        """Returns what a finished run keeps beside its metrics: by file name (.npz), arrays.
+
+        states: returns all that the clients keep, as tensors named partition/name.
+        """
+        return {}
+
+    def notes(self) -> list[str]:
+        """Returns sentences on what was found, for the summary and the screen."""
+        return []
 
     def objections(self, num_nodes: int) -> list[str]:
         """Returns why the strategy cannot be served by so many nodes."""

@@ -69,6 +69,7 @@ def run_document(run: Run) -> dict[str, Any]:
         "totals": summary.get("totals", {}),
         "posterior": summary.get("posterior"),
         "early_stop": summary.get("early_stop"),
+        "notes": summary.get("notes", []),
         "error": summary.get("error"),
     }
 
@@ -81,7 +82,7 @@ def print_tables(runs: Sequence[Run], to: Console) -> None:
     seen = views(runs)
     to.print(comparison_table(seen))
     to.print(cost_table(seen))
-    for line in _convergence(runs):
+    for line in (*_convergence(runs), *_notes(runs)):
         to.print(line, markup=False)
 
 
@@ -118,6 +119,11 @@ def _next(runs: Sequence[Run], out: Path | None) -> list[tuple[str, str]]:
     lines.append(("look at one", command("show", ids[0], out=out)))
     lines.append(("take the numbers", command("export", ids[0], out=out)))
     return lines
+
+
+def _notes(runs: Sequence[Run]) -> list[str]:
+    """Returns what the runs' strategies have to say of what they found."""
+    return [f"{run.record.label}: {note}" for run in runs for note in run.summary.get("notes", ())]
 
 
 def _convergence(runs: Sequence[Run]) -> list[str]:

@@ -77,7 +77,7 @@ class Cohorts:
             sizes = torch.from_numpy(self.shards.sizes[np.asarray(partitions, np.int64)])
             return CohortResult([*range(len(partitions))], {}, {"num-examples": sizes.double()})
         order = Order(message_type, records, config, reduction=reduction)
-        if message_type.partition(".")[0] == "evaluate":
+        if message_type.partition(".")[0] == "evaluate" and not self._scores():
             return self._evaluate(order, partitions)
         leaves, together = self._leaves(order, partitions)
         order = replace(order, leaves=len(leaves), together=together)
@@ -89,6 +89,20 @@ class Cohorts:
         result.reduced = reduction is not None
         result.means = tree.result() if result.reduced else None
         return result
+
+    def _scores(self) -> bool:
+        """Says whether the client answers `evaluate` as it answers other messages, by `score`.
+
+        Raises RunFailed if it does not answer at all.
+        """
+        if not isinstance(self.client, DirectClient):
+            return False
+        if type(self.client).score is DirectClient.score:
+            raise RunFailed(
+                f"client {type(self.client).__name__} does not evaluate; set"
+                " evaluate.clients_every: 0"
+            )
+        return True
 
     def _train(self, order: Order, shares: Sequence[Share]) -> tuple[CohortResult, MeanTree]:
         return self.worker.train(order, shares, self.states, self.states.scatter)
@@ -121,10 +135,7 @@ class Cohorts:
     def _evaluate(self, order: Order, partitions: Sequence[int]) -> CohortResult:
         """Returns weighted means of the client's per-example metrics over each one's rows."""
         client = self.client
-        if isinstance(client, DirectClient):
-            raise RunFailed(
-                f"client {type(client).__name__} does not evaluate; set evaluate.clients_every: 0"
-            )
+        assert isinstance(client, Client)
         sizes = self.shards.evaluation_sizes(partitions)
         jobs = evaluation_jobs(client, sizes, self.execution.path == "mapped")
         sums = self._evaluated(order, partitions, jobs)

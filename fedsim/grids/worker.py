@@ -313,9 +313,13 @@ class Worker:
                 shard = whole(self.shards.training([partition]))
                 rng = stream.generator("client", partition, 0, 0)
                 state = self._state_of(states, partition)
-                reply, kept = client.train(
-                    stream.message_type, records, order.config, shard, state, rng
-                )
+                config = {**order.config, "partition-id": partition}
+                if order.message_type == "evaluate":
+                    held = whole(self.shards.evaluation([partition]))
+                    found = client.score(records, config, shard, held, state, rng)
+                    scores = {k: torch.tensor(v, dtype=torch.float64) for k, v in found.items()}
+                    return Reply({}, {**scores, "num-examples": torch.tensor(len(held.y))}), {}
+                reply, kept = client.train(order.message_type, records, config, shard, state, rng)
                 metrics = {k: torch.as_tensor(v) for k, v in reply.metrics.items()}
                 return Reply(reply.records, metrics), kept
             except Exception as error:

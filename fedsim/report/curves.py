@@ -56,7 +56,7 @@ def metric_curves(
             list(handles.keys()),
             loc="outside upper left",
             ncols=min(len(handles), 4),
-            title=_seeds(seeds),
+            title=seeds_words(seeds),
             title_fontsize=8.5,
             alignment="left",
         )
@@ -137,7 +137,8 @@ def _x_axis(ax: Axes, x: XAxis) -> None:
     ax.set_xlim(left=0)
 
 
-def _seeds(counts: set[int]) -> str:
+def seeds_words(counts: set[int]) -> str:
+    """Returns what a band over these numbers of seeds is."""
     if counts <= {1}:
         return "One seed: no spread is known"
     low, high = min(counts), max(counts)

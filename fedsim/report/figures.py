@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from fedsim.report import plots, sense
 from fedsim.report.compare import compare, headline_columns
 from fedsim.report.content import ReportInput
+from fedsim.report.regret import regret_of
 from fedsim.report.runlike import labels
 from fedsim.report.series import XAxis, curves_of
 
@@ -41,7 +42,13 @@ class Shown:
 
 def figures(report: ReportInput) -> list[Shown]:
     """Returns every figure that the report has the data for, in the order of its sections."""
-    return [*_curves(report), *_predictions(report), *_posterior(report), *_partition(report)]
+    return [
+        *_curves(report),
+        *_bandits(report),
+        *_predictions(report),
+        *_posterior(report),
+        *_partition(report),
+    ]
 
 
 def save_figures(shown: list[Shown], folder: Path) -> list[Path]:
@@ -61,13 +68,36 @@ def _curves(report: ReportInput) -> Iterator[Shown]:
         yield Shown("comparison", "results", caption, plots.comparison_bars(comparison))
     for axis, words in AXES.items():
         panels = {c: curves_of(report.runs, c, axis) for c in columns}
-        if not any(len(curve.x) > 1 for panel in panels.values() for curve in panel):
+        drawn = [curve for panel in panels.values() for curve in panel if len(curve.x) > 1]
+        if not any(curve.x[-1] > 0 for curve in drawn):
             continue
         caption = (
             f"Metrics over {words}. The vertical axis fits what comes after the first "
             "fifth of each curve."
         )
         yield Shown(f"curves_{axis}", "curves", caption, plots.metric_curves(panels, axis))
+
+
+def _bandits(report: ReportInput) -> Iterator[Shown]:
+    panels = {
+        title: curves
+        for title, name in (("Cumulative regret", "regret"), ("Simple regret", "simple_regret"))
+        if (curves := regret_of(report.runs, name))
+    }
+    if panels:
+        caption = (
+            "Regret of a client, mean over clients, over its pulls. Cumulative: the sum of what "
+            "every pull fell short of the client's optimum; simple: what its recommendation does."
+        )
+        yield Shown("regret", "bandit", caption, plots.regret_plot(panels))
+    for i, (label, picture) in enumerate(report.cells.items()):
+        if not picture.drawable:
+            continue
+        caption = (
+            f"{label}: cells that all clients pulled (grey) and that some client kept (blue), by "
+            "depth; cells that single clients hold at the end (orange), and what they recommend."
+        )
+        yield Shown(f"cells_{i}", "bandit", caption, plots.cells_plot(picture))
 
 
 def _predictions(report: ReportInput) -> Iterator[Shown]:

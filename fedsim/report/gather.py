@@ -17,12 +17,13 @@ from fedsim.artifacts import (
     REFERENCE,
     read_class_counts,
 )
+from fedsim.bandits.cells import CELLS_FILE
 from fedsim.errors import UserError
 from fedsim.metrics import classification
 from fedsim.metrics.posterior import diagnostics
 from fedsim.random import generator
 from fedsim.reference import flat_draws
-from fedsim.report.content import PosteriorResult, ReferenceResult, ReportInput
+from fedsim.report.content import CellPicture, PosteriorResult, ReferenceResult, ReportInput
 from fedsim.report.views import View, views
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def gather(runs: Sequence[Run], *, command: str, scenario_yaml: str = "") -> Rep
         ood=_of_each(first, _uncertainty),
         posteriors=posteriors,
         reference=_reference(first),
+        cells=_of_each(first, _cells),
         **_partition(runs),
         notes=[*dict.fromkeys(notes), *_failures(runs)],
     )
@@ -96,6 +98,11 @@ def _uncertainty(run: Run) -> tuple[Floats, Floats] | None:
         return None
     entropy = classification.predictive_entropy
     return entropy(known["p"]), entropy(unknown["p"])
+
+
+def _cells(run: Run) -> CellPicture | None:
+    found = load_arrays(run, CELLS_FILE)
+    return None if found is None else CellPicture(found)
 
 
 def _posteriors(label: str, run: Run) -> Iterator[tuple[str, PosteriorResult]]:

@@ -47,6 +47,7 @@ def render(report: ReportInput, shown: list[Shown] | None = None) -> str:
     sections = {
         "results": ("Results", join([_headline(comparison), pictures("results")])),
         "curves": ("Over rounds, gradients and bytes", pictures("curves")),
+        "bandit": ("Regret and cells", pictures("bandit")),
         "calibration": ("Calibration and unknown inputs", pictures("calibration")),
         "posterior": ("Posterior", posterior_section(report, comparison, pictures("posterior"))),
         "partition": ("Who holds what", pictures("partition")),

@@ -11,11 +11,12 @@ HIGHER_IS_BETTER = frozenset(
 LOWER_IS_BETTER = frozenset(
     {"nll", "brier", "ece", "rmse", "loss", "gaussian_nll", "train_loss", "rhat", "mcse", "w1",
      "w2", "seconds", "simulated_seconds", "bytes", "bytes_up", "bytes_down", "gradients",
-     "dropped", "regret"}
+     "dropped", "regret", "simple_regret"}
 )  # fmt: skip
 _TITLES = {
     "nll": "NLL (nats)", "ece": "ECE", "rmse": "RMSE", "auroc": "OOD AUROC", "r2": "R²",
     "brier": "Brier (sum)", "accuracy": "Accuracy", "gaussian_nll": "Gaussian NLL (nats)",
+    "regret": "Cumulative regret", "simple_regret": "Simple regret",
 }  # fmt: skip
 NO_BREAK = "\N{NO-BREAK SPACE}"
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))

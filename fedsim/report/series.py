@@ -44,7 +44,7 @@ def series(runs: Sequence[RunLike], split: str, name: str, x: XAxis = "rounds") 
     found = []
     for label in labels(list(runs)):
         own = [run.metrics for run in runs if run.record.label == label]
-        values = [_values(metrics, split, name) for metrics in own]
+        values = [values_of(metrics, split, name) for metrics in own]
         costs = [cost(metrics, x) for metrics in own]
         rounds = _shared(values)
         if not len(rounds) or any(c is None for c in costs):
@@ -73,7 +73,7 @@ def cost(metrics: pd.DataFrame, x: XAxis) -> pd.Series[float] | None:
     if x == "rounds":
         rounds = np.unique(metrics["round"])
         return pd.Series(rounds.astype(np.float64), index=rounds)
-    parts = [_values(metrics, "system", name) for name in COSTS[x]]
+    parts = [values_of(metrics, "system", name) for name in COSTS[x]]
     known = [part for part in parts if len(part)]
     if not known:
         return None
@@ -82,11 +82,12 @@ def cost(metrics: pd.DataFrame, x: XAxis) -> pd.Series[float] | None:
 
 def last(metrics: pd.DataFrame, split: str, name: str) -> float:
     """Returns the value of the latest round that logged `split`/`name`; NaN if none did."""
-    values = _values(metrics, split, name)
+    values = values_of(metrics, split, name)
     return float(values.iloc[-1]) if len(values) else float("nan")
 
 
-def _values(metrics: pd.DataFrame, split: str, name: str) -> pd.Series[float]:
+def values_of(metrics: pd.DataFrame, split: str, name: str) -> pd.Series[float]:
+    """Returns a metric by round."""
     rows = metrics[(metrics["split"] == split) & (metrics["name"] == name)]
     return rows.set_index("round")["value"].sort_index()
 

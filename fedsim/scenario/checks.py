@@ -46,6 +46,13 @@ def clients_hold_rows_to_evaluate(scenario: Scenario) -> Iterator[Mistake]:
         yield Mistake(("evaluate", "clients_every"), message, hint=hint)
 
 
+def model_and_task_belong_together(scenario: Scenario) -> Iterator[Mistake]:
+    """Where a method needs neither, one of them alone means nothing."""
+    if (scenario.model is None) != (scenario.task is None):
+        given, missing = ("task", "model") if scenario.model is None else ("model", "task")
+        yield Mistake((missing,), f"is missing beside {given}", hint="Give both, or neither")
+
+
 def clusters_are_for_ray(scenario: Scenario) -> Iterator[Mistake]:
     """What is said of a cluster, or needs one, must not be ignored on the engine inline."""
     engine = scenario.engine
@@ -64,6 +71,7 @@ def clusters_are_for_ray(scenario: Scenario) -> Iterator[Mistake]:
 CHECKS: tuple[Callable[[Scenario], Iterator[Mistake]], ...] = (
     early_stopping_is_measured,
     clients_hold_rows_to_evaluate,
+    model_and_task_belong_together,
     clusters_are_for_ray,
 )
 

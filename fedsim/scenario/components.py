@@ -60,6 +60,14 @@ class Imported(Params):
         return import_path(self.name)
 
 
+def declared(section: object, name: str, default: Any) -> Any:
+    """Returns what a section's parameter class says of itself (a class variable), or the default.
+
+    section: the parameters, an `Imported` with its own in it, or whatever stands in their place.
+    """
+    return getattr(section.params if isinstance(section, Imported) else section, name, default)
+
+
 # The sections whose component may be given by import path; the others have a `custom` component.
 IMPORTABLE = ("strategy", "client")
 

@@ -56,8 +56,8 @@ class Scenario(Params):
     rounds: int = Field(ge=1, le=MAX_ROUNDS, description="Communication rounds.")
     data: Component = Field(description="The examples.")
     partition: Component = Field(description="How the examples are spread over the clients.")
-    model: Component = Field(description="The model that is trained.")
-    task: Component = Field(description="The loss and the metrics.")
+    model: Component | None = Field(description="The model that is trained.")
+    task: Component | None = Field(description="The loss and the metrics.")
     strategy: Component = Field(description="The server's side of the method.")
     client: Component | None = Field(
         default=None, description="The clients' side of the method; empty: the strategy's own."

@@ -12,7 +12,14 @@ from pydantic import ValidationError
 
 from fedsim.errors import Params, Problem, ScenarioError
 from fedsim.scenario import checks
-from fedsim.scenario.components import COMPONENTS, SECTIONS, Components, installed, parse_section
+from fedsim.scenario.components import (
+    COMPONENTS,
+    SECTIONS,
+    Components,
+    declared,
+    installed,
+    parse_section,
+)
 from fedsim.scenario.edit import normalise, plain
 from fedsim.scenario.loader import Document, read
 from fedsim.scenario.model import Scenario
@@ -21,6 +28,7 @@ from fedsim.scenario.points import point_problems
 from fedsim.scenario.problems import Mistake, Sources, dotted
 from fedsim.scenario.sentences import mistakes_of
 
+MODEL = ("model", "task")  # which belong together, and which not every method has
 MAX_PROBLEMS = 200  # that are shown: a file of another kind may hold one in every line
 
 
@@ -78,6 +86,7 @@ def parse_plain(
 ) -> tuple[Scenario | None, list[Mistake]]:
     """Returns the scenario, or None and every mistake; `compare` and `grid` are not expanded."""
     parsed, mistakes = parse_sections(data, components)
+    _fill_in(parsed, data)
     failed = {mistake.path[0] for mistake in mistakes}
     try:
         scenario = Scenario.model_validate(parsed)
@@ -99,7 +108,8 @@ def parse_sections(
         value = parsed.get(section)
         if section not in parsed or isinstance(value, Params):
             continue
-        if value is None and not Scenario.model_fields[section].is_required():
+        optional = section in MODEL or not Scenario.model_fields[section].is_required()
+        if value is None and optional:
             continue
         params, found = parse_section(section, value, components)
         mistakes += found
@@ -108,6 +118,20 @@ def parse_sections(
         else:
             parsed[section] = params
     return parsed, mistakes
+
+
+def _fill_in(parsed: dict[str, Any], data: Mapping[str, Any]) -> None:
+    """Fills in what the strategy's class of parameters makes optional: see `StrategyParams`."""
+    strategy = parsed.get("strategy")
+    unknown = strategy is None and "strategy" in data  # then nothing more is asked for
+    rounds = declared(strategy, "default_rounds", 1 if unknown else None)
+    if parsed.get("rounds") is None and rounds is not None:
+        parsed["rounds"] = rounds
+    for section in MODEL:
+        if not declared(strategy, "needs_model", not unknown):
+            parsed.setdefault(section, None)
+        elif section in parsed and parsed[section] is None:
+            del parsed[section]
 
 
 def _finish(scenario: Scenario | None, problems: list[Problem]) -> Scenario:

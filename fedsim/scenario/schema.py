@@ -9,7 +9,7 @@ checks it, once `fedsim schema > scenario.schema.json` has been run beside it:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -45,13 +45,17 @@ def json_schema(components: Components | None = None) -> Schema:
     properties = dict(root["properties"])
     for section in COMPONENTS:
         described = {"description": properties[section]["description"]}
-        optional = not Scenario.model_fields[section].is_required()
+        field = Scenario.model_fields[section]
+        optional = not field.is_required() or type(None) in get_args(field.annotation)
         properties[section] = {**_union(section, known, refs, defs, optional), **described}
     properties["seed"] = {"type": "integer", "minimum": 0, "description": "Short for seeds: [seed]"}
     properties["compare"] = _compare(properties)
     properties["grid"]["propertyNames"] = {"pattern": r"^[a-z_]+(\.[A-Za-z0-9_-]+)*$"}
+    # Some methods bring a number of rounds and need no model; which ones, a schema cannot say.
+    required = [name for name in root["required"] if name not in ("rounds", "model", "task")]
     return {
         **root,
+        "required": required,
         "$schema": DRAFT,
         "title": "fedsim scenario",
         "properties": properties,

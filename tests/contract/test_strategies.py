@@ -20,6 +20,7 @@ from fedsim.grids.clock import SimulatedClock
 from fedsim.grids.inline import InlineGrid
 from fedsim.messages import Arrays, to_tensors
 from fedsim.models import FunctionalModel
+from fedsim.scenario.components import declared
 from fedsim.server.loop import RoundLoop
 from fedsim.server.state import LoopConfig, LoopState
 from fedsim.setup import asynchronous
@@ -84,7 +85,9 @@ def ours(name: str, **more: Any) -> Strategy:
     return kind(kind.Params(**given | more))  # type: ignore[no-any-return]
 
 
-OURS = registry.names("strategies")
+# Those that train a model; what bandits must do is tested in tests/methods.
+OURS = [n for n in registry.names("strategies") if declared(registry.params_of("strategies")[n],
+        "needs_model", True)]  # fmt: skip
 FLOWERS = [name for name in flower_classes() if name not in REFUSED]
 ALL = [*OURS, *FLOWERS]
 EVERY = pytest.mark.parametrize("name", ALL)

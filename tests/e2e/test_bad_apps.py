@@ -10,7 +10,7 @@ import pytest
 
 from fedsim import RunStore
 from tests.e2e.conftest import Command
-from tests.e2e.test_apps import NUMPY, SKLEARN, value
+from tests.e2e.test_apps import APPS, NUMPY, SKLEARN, value
 
 # Wrong input
 

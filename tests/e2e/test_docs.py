@@ -35,6 +35,7 @@ WALKTHROUGHS = (
     "adding-a-method.md",
     "speed.md",
     "large-populations.md",
+    "methods/pfpne.md",
     "asynchronous.md",
     "resuming.md",
     "robustness.md",
@@ -248,6 +249,14 @@ def test_readme(follow: Follow) -> None:
     assert list(runs["label"]) == ["FedAvg", "FA-HMC"] * 2
     assert (runs["test.accuracy"][:2] > 0.85).all()
     assert "4 runs" in page.results[next(name for name in QUICK if "alpha=10" in name)].out
+
+
+def test_pfpne(follow: Follow) -> None:
+    follow(DOCS / "methods" / "pfpne.md")
+    tilted, dosing = (RunStore().open(i) for i in RunStore().list()["id"])
+    last = tilted.metrics.query("name == 'pulls'")["value"].iloc[-1]
+    assert last == 1000
+    assert "Δ was estimated" in dosing.summary["notes"][0]
 
 
 def test_every_page_with_commands_is_followed() -> None:

@@ -27,6 +27,7 @@ from fedsim.server.loop import RoundLoop
 from fedsim.server.state import LoopState
 from fedsim.setup import Setup, prepare
 from tests.engines.toys import Memory, same_bits
+from tests.methods.bandits import play
 
 ray = pytest.importorskip("ray")
 CPUS = 4
@@ -335,3 +336,21 @@ def test_asynchronous_rounds_on_a_simulated_clock_are_those_of_inline() -> None:
     expected, _ = finish(scenario("mlp", strategy, {}))
     found, _ = finish(scenario("mlp", strategy, on_ray(2)))
     assert same_bits(found.arrays, expected.arrays)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"name": "pf-pne", "budget": 600, "pilot_depth": 2},
+        {"name": "local-search", "method": "hct", "budget": 60},
+    ],
+    ids=["pf-pne", "hct"],
+)
+def test_bandits_search_the_same(strategy: Mapping[str, Any]) -> None:
+    """Replies whose shapes change, clients' sets that grow and shrink, and no model at all."""
+    data = {"clients": 5, "delta": 0.05}
+    inline = play(strategy, data)
+    there = play(strategy, data, engine={"name": "ray", "workers": 2})
+    assert there.kept.keys() == inline.kept.keys()
+    assert all(torch.equal(there.kept[key], inline.kept[key]) for key in inline.kept)
+    assert there.memory.client_metrics == inline.memory.client_metrics

@@ -1,6 +1,7 @@
 """Data sets by name."""
 
 from fedsim.data.base import DataParams
+from fedsim.data.sets.bandit_objectives import BanditObjectives
 from fedsim.data.sets.csv_file import CSV
 from fedsim.data.sets.custom import Custom
 from fedsim.data.sets.fashion import FashionMNIST
@@ -19,6 +20,7 @@ DATASETS: dict[str, type[DataParams]] = {
     "mnist5k": MNIST5k,
     "fashion_mnist": FashionMNIST,
     "gaussian_clients": GaussianClients,
+    "bandit_objectives": BanditObjectives,
     "bayesian_linear": BayesianLinear,
     "bayesian_logistic": BayesianLogistic,
     "synthetic_clients": SyntheticClients,

@@ -1,0 +1,1 @@
+"""Bandits over boxes: cells, elimination rules, objectives, and ways to search them alone."""
