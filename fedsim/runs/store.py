@@ -77,6 +77,7 @@ class RunStore:
         index = database.connect(self.root)
         path: Path | None = None
         lock: RunLock | None = None
+        writer: RunWriter | None = None
         try:
             with disk_errors(self.root):
                 path = self._new_folder(spec)
@@ -95,6 +96,8 @@ class RunStore:
             index.close()
             if lock is not None:
                 lock.release()
+            if writer is not None:
+                writer.close()  # its files, too
             if path is not None:
                 shutil.rmtree(path, ignore_errors=True)
             raise
