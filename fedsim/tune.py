@@ -201,6 +201,11 @@ def tune(setup: Setup, seconds: float, told: Told = lambda words: None) -> Resul
     """
     if isinstance(setup.client, ClientApp):
         raise UserError("a Flower ClientApp is called message by message: there is nothing to tune")
+    if isinstance(setup.client, DirectClient):
+        kind = type(setup.client).__name__
+        raise UserError(
+            f"client {kind} has no steps that could be mapped: there is nothing to tune"
+        )
     silence_flower()
     threads, ends = torch.get_num_threads(), time.monotonic() + seconds
     race = _Race(setup, lambda: ends - time.monotonic(), told)

@@ -62,6 +62,12 @@ def test_the_tuning_scenario(fedsim: Command) -> None:
     assert len(frozen) == 1  # all methods tune one and the same model
 
 
+def test_there_is_nothing_to_tune(fedsim: Command) -> None:
+    result = fedsim("tune", str(SCENARIOS / "pfpne_synthetic.yaml"), "--dry-run")
+    assert result.status == 2
+    assert "client Bandit has no steps that could be mapped" in result.err
+
+
 def test_a_run_that_failed_between_two_phases_is_resumed_to_the_same_bits(
     fedsim: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

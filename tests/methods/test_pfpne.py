@@ -40,7 +40,7 @@ def same_search(a: Played, b: Played) -> None:
     assert np.array_equal(a.of_clients("regret"), b.of_clients("regret"))
 
 
-# Acceptance 1 and 2: exact special cases
+# Exact special cases
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -111,7 +111,7 @@ def test_budgets_are_spent_to_the_last_pull() -> None:
         assert played.strategy.finished()
 
 
-# Acceptance 8, small: no client loses its optimum with the right Δ, and some do with a wrong one
+# No client loses its optimum with the right Δ, and some do with a wrong one
 
 
 def lost(delta: float, seed: int) -> int:
@@ -126,7 +126,7 @@ def test_the_right_heterogeneity_loses_no_optimum_and_a_wrong_one_does() -> None
     assert lost(0.0, seed=0) > 0
 
 
-# Acceptance 9: what is sent
+# What is sent
 
 
 def test_what_is_sent_is_counted() -> None:

@@ -1,4 +1,4 @@
-"""What PF-PNE is for, measured: the acceptance numbers on the tilted family.
+"""What PF-PNE is for, measured on the tilted family.
 
 T = 1e4, σ = c = .1, ν1 = 1, ρ = .5 unless said otherwise. All seeds are fixed: on one type of
 processor a test always passes or always fails. What was measured stands in docs/methods/pfpne.md.
@@ -40,7 +40,7 @@ def simple(method: str, clients: int, delta: float) -> float:
 
 
 def test_fifty_clients_that_nearly_agree_need_a_third_of_the_regret() -> None:
-    """Acceptance 3, at Δ = 2^-7 = .0078: all clients are together down to depth 7.
+    """At Δ = 2^-7 = .0078: all clients are together down to depth 7.
 
     At Δ = .008 they part one depth earlier, and the ratio is .42.
     """
@@ -49,23 +49,20 @@ def test_fifty_clients_that_nearly_agree_need_a_third_of_the_regret() -> None:
 
 
 def test_more_clients_help_where_they_agree() -> None:
-    """Acceptance 4."""
     assert regret("pf-pne", 50, 0.0) <= 0.7 * regret("pf-pne", 10, 0.0)
 
 
 def test_clients_that_disagree_lose_little() -> None:
-    """Acceptance 5."""
     for delta in (0.158, 0.3):
         assert regret("pf-pne", 10, delta) <= 1.4 * regret("pne", 10, delta)
 
 
 def test_one_point_for_all_is_worse_than_one_for_each() -> None:
-    """Acceptance 6."""
     assert simple("fed-pne", 10, 0.158) >= 2 * simple("pf-pne", 10, 0.158)
 
 
 def test_regret_grows_slower_than_linearly_and_fed_pnes_does_not() -> None:
-    """Acceptance 7: the exponent of the mean regret over T = 2^14 … 2^18."""
+    """The exponent of the mean regret over T = 2^14 … 2^18."""
     budgets = [2**k for k in range(14, 19)]
 
     def curve(method: str) -> np.ndarray:
@@ -78,7 +75,7 @@ def test_regret_grows_slower_than_linearly_and_fed_pnes_does_not() -> None:
 
 
 def test_no_optimum_is_lost_with_the_right_heterogeneity() -> None:
-    """Acceptance 8, with the mutation: Δ := 0 where it is .158 loses some."""
+    """Of ten seeds; and Δ := 0 where it is .158 does lose some."""
 
     def lost(delta: float, seed: int) -> int:
         setup = setup_of(
