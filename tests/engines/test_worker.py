@@ -170,3 +170,13 @@ def test_tensors_are_laid_out_as_new_ones() -> None:
     plain = torch.randn(2, 3)
     assert as_new(plain) is plain
     assert as_new(plain.T).stride() == (2, 1)
+
+
+@given(st.permutations([7, 20, 33, 41]))
+@settings(deadline=None)
+def test_replies_come_in_the_order_of_the_cohort(sizes: list[int]) -> None:
+    client = sgd(functional(), batch_size=16, lr=0.1)
+    made = cohorts(client, federation(tuple(sizes)))
+    result = made.run("train", {"arrays": client.model.initial()}, {"server-round": 1}, range(4))
+    assert result.good == [0, 1, 2, 3]
+    assert result.metrics["num-examples"].tolist() == sizes
