@@ -48,12 +48,16 @@ class _Worker:
 
 @dataclass
 class _Flight:
-    """A call under way. until: when it is given up. deaths: workers that died over it."""
+    """A call under way. patience: seconds that it may take once its worker has come to it.
+
+    until: when it is given up; infinite until its turn has come. deaths: workers that died over it.
+    """
 
     number: int
     call: Call
-    until: float
+    patience: float
     handle: Any = None
+    until: float = math.inf
     deaths: int = 0
 
 
@@ -100,8 +104,8 @@ class Pool:
     def run(self, calls: Sequence[Call], deadline: float | None = None) -> list[Any]:
         """Returns the calls' results in order; a Late where a worker has not answered by then.
 
-        deadline: seconds from now. Raises RunFailed if a call kills one worker after the other, or
-        raises.
+        deadline: seconds for each, from when its worker has come to it. Raises RunFailed if a call
+        kills one worker after the other, or raises.
         """
         numbers = [self.submit(call, deadline) for call in calls]
         while not self._results.keys() >= set(numbers):
@@ -111,8 +115,8 @@ class Pool:
     def submit(self, call: Call, deadline: float | None = None) -> int:
         """Starts a call on the worker with least to do; returns a number for it."""
         self._count += 1
-        until = math.inf if deadline is None else time.monotonic() + deadline
-        self._start(_Flight(self._count, call, until))
+        patience = math.inf if deadline is None else deadline
+        self._start(_Flight(self._count, call, patience))
         return self._count
 
     def done(self) -> dict[int, Any]:
@@ -125,11 +129,6 @@ class Pool:
         results, self._results = self._results, {}
         return results
 
-    @property
-    def queued(self) -> int:
-        """Calls under way for each worker, rounded down."""
-        return len(self._flights) // max(len(self._slots), 1)
-
     def _wait(self, timeout: float | None) -> bool:
         """Waits for the next call that is done; returns whether there was one in time."""
         import ray
@@ -140,6 +139,9 @@ class Pool:
         if first < math.inf:
             left = max(first - time.monotonic(), 0.0)
             timeout = left if timeout is None else min(timeout, left)
+        for flight in self._first():
+            if flight.until == math.inf:
+                flight.until = time.monotonic() + flight.patience
         ready, _ = ray.wait(list(self._flights), num_returns=1, timeout=timeout)
         for reference in ready:
             self._land(reference)
@@ -154,21 +156,32 @@ class Pool:
 
     def _land(self, reference: Any) -> None:
         """Takes the result of a call that is done; starts it again if its worker has died."""
+        flight.until = math.inf
         import ray
 
-        flight = self._flights.pop(reference)
+    def _first(self) -> list[_Flight]:
+        """Returns what each worker computes now: workers take their calls in order."""
+        found: dict[int, _Flight] = {}
+        for flight in self._flights.values():
+            found.setdefault(id(flight.handle), flight)
+        return list(found.values())
+
+        flight, first = self._flights[reference], self._first()
+        del self._flights[reference]
         try:
             result = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             raise RunFailed(f"a worker failed: {_last_line(error)}") from error
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-            flight.deaths += 1
-            if flight.deaths == TRIES:
-                raise RunFailed(
-                    f"{TRIES} workers died one after the other over the same clients:"
-                    f" {_last_line(error)}"
-                ) from error
-            self.replace(flight.handle)
+        except _of_the_dead() as error:
+            # a worker that was ended here, or died over another call, is not held against this one
+            if self.replace(flight.handle):
+                blamed = next(each for each in first if each.handle is flight.handle)
+                blamed.deaths += 1
+                if blamed.deaths == TRIES:
+                    raise RunFailed(
+                        f"{TRIES} workers died one after the other over the same clients:"
+                        f" {_last_line(error)}"
+                    ) from error
             self._start(flight)
             return
         except ray.exceptions.RayError as error:
@@ -186,8 +199,8 @@ class Pool:
             self.replace(flight.handle)
             self._results[flight.number] = Late()
 
-    def replace(self, handle: Any) -> None:
-        """Ends a worker that is lost or hung and starts another in its place."""
+    def replace(self, handle: Any) -> bool:
+        """Ends a worker that is lost or hung and starts another; returns False if that was done."""
         import ray
 
         for slot, worker in enumerate(self._slots):
@@ -199,6 +212,8 @@ class Pool:
     def close(self) -> None:
         """Ends all workers."""
         import ray
+                return True
+        return False
 
         for worker in self._slots:
             ray.kill(worker.handle)
@@ -319,10 +334,8 @@ def worker_count(engine: EngineParams) -> int:
     import ray
 
     needs = engine.client_resources
-    found = ray.cluster_resources()
-    room = [int(found.get("CPU", 0) / needs.cpus)] if needs.cpus else []
-    room += [int(found.get("GPU", 0) / needs.gpus)] if needs.gpus else []
-    most = min(room)
+    # a worker is on one node: what is left over on several makes no further one
+    most = sum(_room(node["Resources"], needs) for node in ray.nodes() if node["Alive"])
     if most < 1:
         raise UserError(
             f"a worker needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs"
@@ -339,3 +352,10 @@ def worker_count(engine: EngineParams) -> int:
 def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+def _room(found: Mapping[str, float], needs: ClientResources) -> int:
+    """Returns how many workers fit into a node's resources."""
+    room = [int(found.get("CPU", 0) / needs.cpus)] if needs.cpus else []
+    room += [int(found.get("GPU", 0) / needs.gpus)] if needs.gpus else []
+    return min(room)
+
+

@@ -125,9 +125,7 @@ class RayCohorts(Cohorts):
             self._told = content, order, stored(order)
         _, order, told = self._told
         shares, states = [Share(0, [0], [partition])], self.states.select([partition])
-        patience = None
-        if self._deadline is not None:  # those that a worker has before it take their time, too
-            patience = (self._pool.queued + 1) * self._deadline + GRACE
+        patience = None if self._deadline is None else self._deadline + GRACE
         self._note_places(order)
         return self._pool.submit(lambda h: h.train.remote(told, shares, states), patience)
 
