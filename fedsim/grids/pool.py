@@ -77,7 +77,11 @@ class Pool:
         self._count = 0
         self.lost = 0
         """Workers that died or were ended because they hung."""
-        self._await_first()
+        try:
+            self._await_first()
+        except BaseException:  # an interrupt, too: workers that start late would stay
+            self.close()
+            raise
 
     def _started(self) -> _Worker:
         handle = self._make()

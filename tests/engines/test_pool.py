@@ -139,3 +139,11 @@ def test_a_worker_that_ray_kills_for_its_memory_is_replaced(
 ) -> None:
     made = Pool(Cluster(monkeypatch).make, 2)
     assert made.run([call(1.0, ray.exceptions.OutOfMemoryError("task"), "done")]) == ["done"]
+
+
+def test_a_pool_that_cannot_start_leaves_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, starts=1e6)
+    cluster.made.append(None)  # so that the first one takes as long
+    with pytest.raises(RunFailed, match="no worker was ready within 120 s"):
+        Pool(cluster.make, 2)
+    assert cluster.alive == []
