@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from fedsim.cluster.connect import environment, resolve
 from fedsim.errors import RunFailed, UserError
 from fedsim.grids.actor import Place, send_tensors_by_numpy
-from fedsim.scenario.sections import EngineParams
+from fedsim.scenario.sections import ClientResources, EngineParams
 
 START_PATIENCE = 120.0
 """Seconds until at least one worker must be ready."""
@@ -139,13 +139,13 @@ class Pool:
 
         if not self._flights:
             return False
+        for flight in self._first():
+            if flight.until == math.inf:
+                flight.until = time.monotonic() + flight.patience
         first = min(flight.until for flight in self._flights.values())
         if first < math.inf:
             left = max(first - time.monotonic(), 0.0)
             timeout = left if timeout is None else min(timeout, left)
-        for flight in self._first():
-            if flight.until == math.inf:
-                flight.until = time.monotonic() + flight.patience
         ready, _ = ray.wait(list(self._flights), num_returns=1, timeout=timeout)
         for reference in ready:
             self._land(reference)
@@ -156,12 +156,8 @@ class Pool:
     def _start(self, flight: _Flight) -> None:
         busy = Counter(id(other.handle) for other in self._flights.values())
         flight.handle = min(self.alive(), key=lambda each: busy[id(each)])
-        self._flights[flight.call(flight.handle)] = flight
-
-    def _land(self, reference: Any) -> None:
-        """Takes the result of a call that is done; starts it again if its worker has died."""
         flight.until = math.inf
-        import ray
+        self._flights[flight.call(flight.handle)] = flight
 
     def _first(self) -> list[_Flight]:
         """Returns what each worker computes now: workers take their calls in order."""
@@ -169,6 +165,10 @@ class Pool:
         for flight in self._flights.values():
             found.setdefault(id(flight.handle), flight)
         return list(found.values())
+
+    def _land(self, reference: Any) -> None:
+        """Takes the result of a call that is done; starts it again if its worker has died."""
+        import ray
 
         flight, first = self._flights[reference], self._first()
         del self._flights[reference]
@@ -212,12 +212,12 @@ class Pool:
                 ray.kill(handle)
                 self.lost += 1
                 self._slots[slot] = self._started()
+                return True
+        return False
 
     def close(self) -> None:
         """Ends all workers."""
         import ray
-                return True
-        return False
 
         for worker in self._slots:
             ray.kill(worker.handle)
@@ -252,8 +252,17 @@ class Pool:
                 if "creation task" in str(error):  # what the constructor raised it will raise again
                     raise RunFailed(f"a worker cannot start: {_last_line(error)}") from error
                 self.replace(starting[reference].handle)
+            except _of_the_dead():
+                self.replace(starting[reference].handle)
             except ray.exceptions.RayError as error:
                 raise RunFailed(f"a worker cannot start: {_last_line(error)}") from error
+
+
+def _of_the_dead() -> tuple[type[Exception], ...]:
+    """Returns what Ray raises where a worker is gone: killed, by Ray too where memory is short."""
+    from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
+
+    return RayActorError, ObjectLostError, OutOfMemoryError, NodeDiedError
 
 
 def resources() -> str:
@@ -353,9 +362,6 @@ def worker_count(engine: EngineParams) -> int:
     return engine.workers or most
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 def _room(found: Mapping[str, float], needs: ClientResources) -> int:
     """Returns how many workers fit into a node's resources."""
     room = [int(found.get("CPU", 0) / needs.cpus)] if needs.cpus else []
@@ -363,3 +369,6 @@ def _room(found: Mapping[str, float], needs: ClientResources) -> int:
     return min(room)
 
 
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -147,3 +147,9 @@ def test_a_pool_that_cannot_start_leaves_no_workers(monkeypatch: pytest.MonkeyPa
     with pytest.raises(RunFailed, match="no worker was ready within 120 s"):
         Pool(cluster.make, 2)
     assert cluster.alive == []
+
+
+def test_workers_are_counted_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    Cluster(monkeypatch)
+    assert pool.worker_count(EngineParams(name="ray", client_resources={"cpus": 2.0})) == 2  # type: ignore[arg-type]
+    assert pool.worker_count(EngineParams(name="ray")) == 6
