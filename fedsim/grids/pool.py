@@ -11,7 +11,8 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,9 @@ class Pool:
         busy = Counter(id(other.handle) for other in self._flights.values())
         flight.handle = min(self.alive(), key=lambda each: busy[id(each)])
         flight.until = math.inf
-        self._flights[flight.call(flight.handle)] = flight
+        with store_errors():  # what a call says beside references goes there, too
+            reference = flight.call(flight.handle)
+        self._flights[reference] = flight
 
     def _first(self) -> list[_Flight]:
         """Returns what each worker computes now: workers take their calls in order."""
@@ -256,6 +259,21 @@ class Pool:
                 self.replace(starting[reference].handle)
             except ray.exceptions.RayError as error:
                 raise RunFailed(f"a worker cannot start: {_last_line(error)}") from error
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Raises RunFailed where Ray's object store is full."""
+    from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+
+    try:
+        yield
+    except ObjectStoreFullError as error:
+        raise RunFailed(
+            "Ray's object store is full; give it more with engine.object_store_mb"
+        ) from error
+    except OutOfDiskError as error:
+        raise RunFailed("Ray's object store is full, and so is the disk it spills to") from error
 
 
 def _of_the_dead() -> tuple[type[Exception], ...]:

@@ -25,7 +25,7 @@ from fedsim.grids.cohort import Cohorts
 from fedsim.grids.collect import CohortResult, joined
 from fedsim.grids.evaluate import Job, Sums
 from fedsim.grids.execution import Execution
-from fedsim.grids.pool import GRACE, Late, Pool, dashboard
+from fedsim.grids.pool import GRACE, Late, Pool, dashboard, store_errors
 from fedsim.grids.shards import Shards
 from fedsim.grids.worker import Order, Share
 from fedsim.means import MeanTree
@@ -193,18 +193,13 @@ def stored(value: object) -> Any:
     import ray
 
     try:
-        return ray.put(value)
+        with store_errors():
+            return ray.put(value)
     except TypeError as error:
         raise RunFailed(
             "the client, its model or its data cannot be sent to other processes: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    except ray.exceptions.ObjectStoreFullError as error:
-        raise RunFailed(
-            "Ray's object store is full; give it more with engine.object_store_mb"
-        ) from error
-    except ray.exceptions.OutOfDiskError as error:
-        raise RunFailed("Ray's object store is full, and so is the disk it spills to") from error
 
 
 def _not_refused(out: Any) -> Any:

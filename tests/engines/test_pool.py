@@ -141,6 +141,16 @@ def test_a_worker_that_ray_kills_for_its_memory_is_replaced(
     assert made.run([call(1.0, ray.exceptions.OutOfMemoryError("task"), "done")]) == ["done"]
 
 
+def test_a_store_that_is_full_for_a_call_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Pool(Cluster(monkeypatch).make, 1)
+
+    def full(handle: Any) -> Any:
+        raise ray.exceptions.ObjectStoreFullError("1 GB")
+
+    with pytest.raises(RunFailed, match="object store is full; give it more"):
+        made.run([full])
+
+
 def test_a_pool_that_cannot_start_leaves_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch, starts=1e6)
     cluster.made.append(None)  # so that the first one takes as long
