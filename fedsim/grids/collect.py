@@ -135,7 +135,7 @@ def joined(parts: Sequence[CohortResult]) -> CohortResult:
     some = [part for part in some if _stacked_form(part) == form]
     if not some:
         return CohortResult([], {}, {}, errors, bytes_up=size)
-    if len(some) == 1 and not errors and some[0].good[-1] == len(some[0].good) - 1:
+    if len(some) == 1 and not errors and some[0].good == list(range(len(some[0].good))):
         return some[0]  # one block in the cohort's order
     good = [i for part in some for i in part.good]
     records, metrics = some[0].records, some[0].metrics

@@ -11,7 +11,8 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from fedsim.cluster.connect import environment, resolve
 from fedsim.errors import RunFailed, UserError
 from fedsim.grids.actor import Place, send_tensors_by_numpy
-from fedsim.scenario.sections import EngineParams
+from fedsim.scenario.sections import ClientResources, EngineParams
 
 START_PATIENCE = 120.0
 """Seconds until at least one worker must be ready."""
@@ -48,12 +49,16 @@ class _Worker:
 
 @dataclass
 class _Flight:
-    """A call under way. until: when it is given up. deaths: workers that died over it."""
+    """A call under way. patience: seconds that it may take once its worker has come to it.
+
+    until: when it is given up; infinite until its turn has come. deaths: workers that died over it.
+    """
 
     number: int
     call: Call
-    until: float
+    patience: float
     handle: Any = None
+    until: float = math.inf
     deaths: int = 0
 
 
@@ -73,7 +78,11 @@ class Pool:
         self._count = 0
         self.lost = 0
         """Workers that died or were ended because they hung."""
-        self._await_first()
+        try:
+            self._await_first()
+        except BaseException:  # an interrupt, too: workers that start late would stay
+            self.close()
+            raise
 
     def _started(self) -> _Worker:
         handle = self._make()
@@ -100,8 +109,8 @@ class Pool:
     def run(self, calls: Sequence[Call], deadline: float | None = None) -> list[Any]:
         """Returns the calls' results in order; a Late where a worker has not answered by then.
 
-        deadline: seconds from now. Raises RunFailed if a call kills one worker after the other, or
-        raises.
+        deadline: seconds for each, from when its worker has come to it. Raises RunFailed if a call
+        kills one worker after the other, or raises.
         """
         numbers = [self.submit(call, deadline) for call in calls]
         while not self._results.keys() >= set(numbers):
@@ -111,8 +120,8 @@ class Pool:
     def submit(self, call: Call, deadline: float | None = None) -> int:
         """Starts a call on the worker with least to do; returns a number for it."""
         self._count += 1
-        until = math.inf if deadline is None else time.monotonic() + deadline
-        self._start(_Flight(self._count, call, until))
+        patience = math.inf if deadline is None else deadline
+        self._start(_Flight(self._count, call, patience))
         return self._count
 
     def done(self) -> dict[int, Any]:
@@ -125,17 +134,15 @@ class Pool:
         results, self._results = self._results, {}
         return results
 
-    @property
-    def queued(self) -> int:
-        """Calls under way for each worker, rounded down."""
-        return len(self._flights) // max(len(self._slots), 1)
-
     def _wait(self, timeout: float | None) -> bool:
         """Waits for the next call that is done; returns whether there was one in time."""
         import ray
 
         if not self._flights:
             return False
+        for flight in self._first():
+            if flight.until == math.inf:
+                flight.until = time.monotonic() + flight.patience
         first = min(flight.until for flight in self._flights.values())
         if first < math.inf:
             left = max(first - time.monotonic(), 0.0)
@@ -150,25 +157,38 @@ class Pool:
     def _start(self, flight: _Flight) -> None:
         busy = Counter(id(other.handle) for other in self._flights.values())
         flight.handle = min(self.alive(), key=lambda each: busy[id(each)])
-        self._flights[flight.call(flight.handle)] = flight
+        flight.until = math.inf
+        with store_errors():  # what a call says beside references goes there, too
+            reference = flight.call(flight.handle)
+        self._flights[reference] = flight
+
+    def _first(self) -> list[_Flight]:
+        """Returns what each worker computes now: workers take their calls in order."""
+        found: dict[int, _Flight] = {}
+        for flight in self._flights.values():
+            found.setdefault(id(flight.handle), flight)
+        return list(found.values())
 
     def _land(self, reference: Any) -> None:
         """Takes the result of a call that is done; starts it again if its worker has died."""
         import ray
 
-        flight = self._flights.pop(reference)
+        flight, first = self._flights[reference], self._first()
+        del self._flights[reference]
         try:
             result = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             raise RunFailed(f"a worker failed: {_last_line(error)}") from error
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-            flight.deaths += 1
-            if flight.deaths == TRIES:
-                raise RunFailed(
-                    f"{TRIES} workers died one after the other over the same clients:"
-                    f" {_last_line(error)}"
-                ) from error
-            self.replace(flight.handle)
+        except _of_the_dead() as error:
+            # a worker that was ended here, or died over another call, is not held against this one
+            if self.replace(flight.handle):
+                blamed = next(each for each in first if each.handle is flight.handle)
+                blamed.deaths += 1
+                if blamed.deaths == TRIES:
+                    raise RunFailed(
+                        f"{TRIES} workers died one after the other over the same clients:"
+                        f" {_last_line(error)}"
+                    ) from error
             self._start(flight)
             return
         except ray.exceptions.RayError as error:
@@ -186,8 +206,8 @@ class Pool:
             self.replace(flight.handle)
             self._results[flight.number] = Late()
 
-    def replace(self, handle: Any) -> None:
-        """Ends a worker that is lost or hung and starts another in its place."""
+    def replace(self, handle: Any) -> bool:
+        """Ends a worker that is lost or hung and starts another; returns False if that was done."""
         import ray
 
         for slot, worker in enumerate(self._slots):
@@ -195,6 +215,8 @@ class Pool:
                 ray.kill(handle)
                 self.lost += 1
                 self._slots[slot] = self._started()
+                return True
+        return False
 
     def close(self) -> None:
         """Ends all workers."""
@@ -233,8 +255,32 @@ class Pool:
                 if "creation task" in str(error):  # what the constructor raised it will raise again
                     raise RunFailed(f"a worker cannot start: {_last_line(error)}") from error
                 self.replace(starting[reference].handle)
+            except _of_the_dead():
+                self.replace(starting[reference].handle)
             except ray.exceptions.RayError as error:
                 raise RunFailed(f"a worker cannot start: {_last_line(error)}") from error
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Raises RunFailed where Ray's object store is full."""
+    from ray.exceptions import ObjectStoreFullError, OutOfDiskError
+
+    try:
+        yield
+    except ObjectStoreFullError as error:
+        raise RunFailed(
+            "Ray's object store is full; give it more with engine.object_store_mb"
+        ) from error
+    except OutOfDiskError as error:
+        raise RunFailed("Ray's object store is full, and so is the disk it spills to") from error
+
+
+def _of_the_dead() -> tuple[type[Exception], ...]:
+    """Returns what Ray raises where a worker is gone: killed, by Ray too where memory is short."""
+    from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
+
+    return RayActorError, ObjectLostError, OutOfMemoryError, NodeDiedError
 
 
 def resources() -> str:
@@ -319,10 +365,8 @@ def worker_count(engine: EngineParams) -> int:
     import ray
 
     needs = engine.client_resources
-    found = ray.cluster_resources()
-    room = [int(found.get("CPU", 0) / needs.cpus)] if needs.cpus else []
-    room += [int(found.get("GPU", 0) / needs.gpus)] if needs.gpus else []
-    most = min(room)
+    # a worker is on one node: what is left over on several makes no further one
+    most = sum(_room(node["Resources"], needs) for node in ray.nodes() if node["Alive"])
     if most < 1:
         raise UserError(
             f"a worker needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs"
@@ -334,6 +378,13 @@ def worker_count(engine: EngineParams) -> int:
             f" {most} of {needs.cpus:g} CPUs and {needs.gpus:g} GPUs each"
         )
     return engine.workers or most
+
+
+def _room(found: Mapping[str, float], needs: ClientResources) -> int:
+    """Returns how many workers fit into a node's resources."""
+    room = [int(found.get("CPU", 0) / needs.cpus)] if needs.cpus else []
+    room += [int(found.get("GPU", 0) / needs.gpus)] if needs.gpus else []
+    return min(room)
 
 
 def _last_line(error: BaseException) -> str:

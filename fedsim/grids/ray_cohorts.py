@@ -25,7 +25,7 @@ from fedsim.grids.cohort import Cohorts
 from fedsim.grids.collect import CohortResult, joined
 from fedsim.grids.evaluate import Job, Sums
 from fedsim.grids.execution import Execution
-from fedsim.grids.pool import GRACE, Late, Pool, dashboard
+from fedsim.grids.pool import GRACE, Late, Pool, dashboard, store_errors
 from fedsim.grids.shards import Shards
 from fedsim.grids.worker import Order, Share
 from fedsim.means import MeanTree
@@ -125,9 +125,7 @@ class RayCohorts(Cohorts):
             self._told = content, order, stored(order)
         _, order, told = self._told
         shares, states = [Share(0, [0], [partition])], self.states.select([partition])
-        patience = None
-        if self._deadline is not None:  # those that a worker has before it take their time, too
-            patience = (self._pool.queued + 1) * self._deadline + GRACE
+        patience = None if self._deadline is None else self._deadline + GRACE
         self._note_places(order)
         return self._pool.submit(lambda h: h.train.remote(told, shares, states), patience)
 
@@ -195,18 +193,13 @@ def stored(value: object) -> Any:
     import ray
 
     try:
-        return ray.put(value)
+        with store_errors():
+            return ray.put(value)
     except TypeError as error:
         raise RunFailed(
             "the client, its model or its data cannot be sent to other processes: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    except ray.exceptions.ObjectStoreFullError as error:
-        raise RunFailed(
-            "Ray's object store is full; give it more with engine.object_store_mb"
-        ) from error
-    except ray.exceptions.OutOfDiskError as error:
-        raise RunFailed("Ray's object store is full, and so is the disk it spills to") from error
 
 
 def _not_refused(out: Any) -> Any:

@@ -10,6 +10,7 @@ from fedsim._flower import set_message_id
 from fedsim.grids.inline import InlineGrid, replies_of
 from fedsim.grids.nodes import partition_of
 from fedsim.grids.ray_cohorts import RayCohorts
+from fedsim.messages import Broadcast
 
 
 class RayGrid(InlineGrid):
@@ -52,6 +53,6 @@ class RayGrid(InlineGrid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Sequence[Message]:
         """Returns the replies of everybody, computed together as engine inline does."""
-        if isinstance(messages, Sequence) and not isinstance(messages, list):
+        if isinstance(messages, Broadcast):
             return super().send_and_receive(messages, timeout=timeout)
         return InlineGrid.pull_messages(self, InlineGrid.push_messages(self, messages))

@@ -344,8 +344,8 @@ class Worker:
             try:
                 return future.result(deadline)
             except TimeoutError:
-                if future.done():  # what the client itself has raised
-                    raise
+                if future.done():  # just now
+                    return future.result()
                 self.stuck = True
                 self._pool.shutdown(wait=False)
                 self._pool = self._threads()

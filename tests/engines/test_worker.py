@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from concurrent.futures import Future
 from itertools import pairwise
 from typing import Any
 
@@ -170,3 +171,30 @@ def test_tensors_are_laid_out_as_new_ones() -> None:
     plain = torch.randn(2, 3)
     assert as_new(plain) is plain
     assert as_new(plain.T).stride() == (2, 1)
+
+
+@given(st.permutations([7, 20, 33, 41]))
+@settings(deadline=None)
+def test_replies_come_in_the_order_of_the_cohort(sizes: list[int]) -> None:
+    client = sgd(functional(), batch_size=16, lr=0.1)
+    made = cohorts(client, federation(tuple(sizes)))
+    result = made.run("train", {"arrays": client.model.initial()}, {"server-round": 1}, range(4))
+    assert result.good == [0, 1, 2, 3]
+    assert result.metrics["num-examples"].tolist() == sizes
+
+
+class Just(Future[str]):
+    """Is done at the very moment when the patience with it ends."""
+
+    def result(self, timeout: float | None = None) -> str:
+        if timeout is not None:
+            self.set_result("a reply")
+            raise TimeoutError
+        return super().result()
+
+
+def test_a_reply_that_comes_with_the_deadline_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = cohorts(sgd(functional(), lr=0.1), federation()).worker
+    monkeypatch.setattr(worker._pool, "submit", lambda work, job: Just())
+    assert list(worker._in_order(str, [1], 1.0)) == ["a reply"]
+    assert not worker.stuck

@@ -1,0 +1,165 @@
+"""The pool of workers over a made-up Ray: who is given up when, and who is blamed for deaths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fedsim.errors import RunFailed
+from fedsim.grids import pool
+from fedsim.grids.pool import Late, Pool
+from fedsim.scenario.sections import EngineParams
+
+ray = pytest.importorskip("ray")
+
+
+class Remote:
+    """A method of an actor."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.remote = call
+
+
+class Cluster:
+    """Ray with a clock of its own: workers take their calls in order.
+
+    A call takes seconds and ends in the first of its outcomes, which a worker that comes to it
+    uses up: an Exception is raised, and "dies" kills the worker. starts:
+    seconds that each further worker takes until it is ready.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, starts: float = 0.0) -> None:
+        self.now, self.starts = 0.0, starts
+        self.alive: list[Any] = []
+        self.made: list[Any] = []
+        self.done: dict[Any, tuple[float, Any]] = {}
+        for name in ("wait", "get", "kill", "cluster_resources", "nodes"):
+            monkeypatch.setattr(ray, name, getattr(self, name))
+        monkeypatch.setattr(pool.time, "monotonic", lambda: self.now)
+
+    def make(self) -> Any:
+        cluster = self
+
+        class Handle:
+            def __init__(self) -> None:
+                self.free = cluster.now + (cluster.starts if cluster.made else 0.0)
+                self.dead: float | None = None
+                self.calls: list[Any] = []
+                self.place = Remote(lambda: cluster.put(self.free, "place"))
+                self.work = Remote(self.take)
+
+            def take(self, seconds: float, outcomes: list[Any]) -> object:
+                gone = ray.exceptions.ActorDiedError()
+                if self.dead is not None:
+                    return self.kept(cluster.put(self.dead, gone))
+                self.free = max(self.free, cluster.now) + seconds
+                outcome = outcomes.pop(0) if len(outcomes) > 1 else outcomes[0]
+                if outcome == "dies":
+                    self.dead, outcome = self.free, gone
+                return self.kept(cluster.put(self.free, outcome))
+
+            def kept(self, reference: object) -> object:
+                self.calls.append(reference)
+                return reference
+
+        handle = Handle()
+        self.made.append(handle)
+        self.alive.append(handle)
+        return handle
+
+    def put(self, when: float, outcome: Any) -> object:
+        reference = object()
+        self.done[reference] = when, outcome
+        return reference
+
+    def wait(self, references: list[Any], num_returns: int, timeout: float | None) -> Any:
+        first = min(self.done[each][0] for each in references)
+        self.now = max(self.now, min(first, self.now + (1e9 if timeout is None else timeout)))
+        ready = [each for each in references if self.done[each][0] <= self.now][:num_returns]
+        return ready, [each for each in references if each not in ready]
+
+    def get(self, reference: Any) -> Any:
+        _, outcome = self.done[reference]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def kill(self, handle: Any) -> None:
+        if handle in self.alive:
+            self.alive.remove(handle)
+        for reference in handle.calls:
+            if self.done[reference][0] > self.now:
+                self.done[reference] = self.now, ray.exceptions.ActorDiedError()
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 6.0}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        node = {"Alive": True, "Resources": {"CPU": 3.0}}
+        return [node, node, {"Alive": False, "Resources": {"CPU": 3.0}}]
+
+
+def call(seconds: float, *outcomes: Any) -> pool.Call:
+    """Returns a call that ends in the outcomes, one try after the other; the last one stays."""
+    left = list(outcomes)
+    return lambda handle: handle.work.remote(seconds, left)
+
+
+def test_a_call_has_all_its_time_on_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Pool(Cluster(monkeypatch, starts=8.0).make, 1)
+    assert made.run([call(6.0, "dies", "done")], 10.0) == ["done"]
+    assert made.lost == 1
+
+
+def test_a_call_has_all_its_time_after_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Pool(Cluster(monkeypatch).make, 1)
+    assert made.run([call(6.0, i) for i in range(5)], 10.0) == [0, 1, 2, 3, 4]
+
+
+def test_what_hangs_is_given_up_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Pool(Cluster(monkeypatch).make, 1)
+    outs = made.run([call(1e6, "never") if i < 7 else call(6.0, i) for i in range(9)], 10.0)
+    assert all(isinstance(out, Late) for out in outs[:7])
+    assert outs[7:] == [7, 8]
+    assert made.lost == 7
+
+
+def test_who_waits_behind_the_deadly_is_not_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Pool(Cluster(monkeypatch).make, 1)
+    deadly = [call(1.0, "dies", "dies", "done") for _ in range(4)]
+    assert made.run([*deadly, call(1.0, "mine")]) == ["done"] * 4 + ["mine"]
+    with pytest.raises(RunFailed, match="5 workers died one after the other over the same clients"):
+        made.run([call(1.0, "dies"), call(1.0, "mine")])
+
+
+def test_a_worker_that_ray_kills_for_its_memory_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Pool(Cluster(monkeypatch).make, 2)
+    assert made.run([call(1.0, ray.exceptions.OutOfMemoryError("task"), "done")]) == ["done"]
+
+
+def test_a_store_that_is_full_for_a_call_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Pool(Cluster(monkeypatch).make, 1)
+
+    def full(handle: Any) -> Any:
+        raise ray.exceptions.ObjectStoreFullError("1 GB")
+
+    with pytest.raises(RunFailed, match="object store is full; give it more"):
+        made.run([full])
+
+
+def test_a_pool_that_cannot_start_leaves_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, starts=1e6)
+    cluster.made.append(None)  # so that the first one takes as long
+    with pytest.raises(RunFailed, match="no worker was ready within 120 s"):
+        Pool(cluster.make, 2)
+    assert cluster.alive == []
+
+
+def test_workers_are_counted_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    Cluster(monkeypatch)
+    assert pool.worker_count(EngineParams(name="ray", client_resources={"cpus": 2.0})) == 2  # type: ignore[arg-type]
+    assert pool.worker_count(EngineParams(name="ray")) == 6
