@@ -58,7 +58,7 @@ class Trained:
     missed its deadline, so that it is better ended. graphs, trace_seconds: of its traces so far.
     """
 
-    done: CohortResult
+    parts: list[CohortResult]
     tree: TreeParts
     kept: list[tuple[list[int], Arrays]]
     halved: list[int]
@@ -119,11 +119,11 @@ class Actor:
         worker = self._worker
         worker.halved = []
         try:
-            done, tree = worker.train(order, shares, _states(states), kept)
+            parts, tree = worker.train(order, shares, _states(states), kept)
         except FedsimError as error:
             return Refused(f"{error}{where_the_log_is()}")
         return Trained(
-            done,
+            parts,
             tree.parts(),
             kept.found,
             worker.halved,

@@ -11,12 +11,12 @@ import torch
 
 from fedsim.clients.base import Client, DirectClient, Plan
 from fedsim.errors import RunFailed
-from fedsim.grids.collect import CohortResult
+from fedsim.grids.collect import CohortResult, joined
 from fedsim.grids.evaluate import Job, Sums, evaluation_jobs, evaluation_means
 from fedsim.grids.execution import LEAVES, SMALL_LANE, Execution, divide
 from fedsim.grids.shards import Shards
 from fedsim.grids.states import BUDGET, ClientStates
-from fedsim.grids.worker import Order, Share, Worker
+from fedsim.grids.worker import Keep, Order, Share, Worker
 from fedsim.means import MeanTree
 from fedsim.messages import Arrays, Reduction
 
@@ -85,7 +85,19 @@ class Cohorts:
             Share(leaf, members, [partitions[i] for i in members])
             for leaf, members in enumerate(leaves)
         ]
-        result, tree = self._train(order, shares)
+        kept: list[tuple[Sequence[int], Arrays]] = []
+        # with a reduction, who is rejected is known to the worker, which then keeps nothing
+        keep = self.states.scatter if reduction else lambda ids, own: kept.append((ids, own))
+        parts, tree = self._train(order, shares, keep)
+        result = joined(parts, averaged=reduction is not None)
+        rejected = {partitions[i] for i in result.errors}
+        for ids, own in kept:
+            at = [i for i, partition in enumerate(ids) if partition not in rejected]
+            if not at:
+                continue
+            if len(at) < len(ids):
+                own = {name: value[torch.tensor(at)] for name, value in own.items()}
+            self.states.scatter([ids[i] for i in at], own)
         result.reduced = reduction is not None
         result.means = tree.result() if result.reduced else None
         return result
@@ -104,8 +116,10 @@ class Cohorts:
             )
         return True
 
-    def _train(self, order: Order, shares: Sequence[Share]) -> tuple[CohortResult, MeanTree]:
-        return self.worker.train(order, shares, self.states, self.states.scatter)
+    def _train(
+        self, order: Order, shares: Sequence[Share], keep: Keep
+    ) -> tuple[list[CohortResult], MeanTree]:
+        return self.worker.train(order, shares, self.states, keep)
 
     def _leaves(self, order: Order, partitions: Sequence[int]) -> tuple[list[list[int]], bool]:
         """Returns the positions in the cohort that make up each leaf, and `Order.together`.

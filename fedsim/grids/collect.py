@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -37,15 +37,16 @@ class CohortResult:
 
 
 class Collector:
-    """Takes replies one by one; stacks them, or averages them by leaves and forgets them."""
+    """Takes replies one by one; stacks those of one form, or averages them by leaves.
+
+    It rejects no reply for differing from others, since those may be at other workers: `joined`
+    does.
+    """
 
     def __init__(self, reduction: Reduction | None, tree: MeanTree) -> None:
         self._reduction, self._tree = reduction, tree
         self._leaf = Leaf()
-        self._form: object = None
-        self._arrays: list[dict[str, Arrays]] = []
-        self._metrics: list[dict[str, Tensor]] = []
-        self._good: list[int] = []
+        self._groups: dict[object, list[tuple[int, Reply]]] = {}  # by form
         self._bytes = 0
         self._errors: dict[int, str] = {}
 
@@ -63,36 +64,29 @@ class Collector:
             self._leaf = Leaf()
 
     def _take(self, position: int, partition: int, reply: Reply) -> str | None:
-        form = _form(reply)
-        if self._form is not None and form != self._form:
-            return "its records differ from the other replies'"
-        metrics = {name: value[None] for name, value in reply.metrics.items()}
-        if self._reduction is None:
-            self._arrays.append(reply.records)
-        else:
+        if self._reduction is not None:
             self._bytes += bytes_of(reply.records)
             node = (node_of(partition),)
-            single = Replies(node, tree_map(lambda t: t[None], reply.records), plain(metrics))
-            checked = self._reduction.check(single, True)
+            single = tree_map(lambda t: t[None], (reply.records, reply.metrics))
+            checked = self._reduction.check(Replies(node, single[0], plain(single[1])), True)
             if checked.failures:
                 return checked.failures[0].reason
             self._tree.like(reply.records)
             self._leaf.add(reply.records, float(self._reduction.weights(checked)[0]))
-        self._form = form  # of a reply that was accepted
-        self._metrics.append(metrics)
-        self._good.append(position)
+            reply = Reply({}, reply.metrics)  # the arrays are in the mean
+        self._groups.setdefault(_form(reply), []).append((position, reply))
         return None
 
-    def result(self) -> CohortResult:
-        """Returns what has been collected; means are in the tree."""
-        metrics = {
-            name: torch.cat([one[name] for one in self._metrics])
-            for name in (self._metrics[0] if self._metrics else {})
-        }
-        done = CohortResult(self._good, {}, plain(metrics), self._errors, bytes_up=self._bytes)
-        if self._arrays:
-            done.records = tree_map(lambda *t: torch.stack(t), *self._arrays)
-        return done
+    def results(self) -> list[CohortResult]:
+        """Returns what has been collected, a part for each form; means are in the tree."""
+        parts = [CohortResult([], {}, {}, self._errors, bytes_up=self._bytes)]
+        for group in self._groups.values():
+            replies = [reply for _, reply in group]
+            records, metrics = tree_map(
+                lambda *t: torch.stack(t), *((r.records, r.metrics) for r in replies)
+            )
+            parts.append(CohortResult([i for i, _ in group], records, plain(metrics)))
+        return parts
 
 
 def reduced(
@@ -120,23 +114,25 @@ def reduced(
     return CohortResult(good, {}, checked.metrics, errors, bytes_up=bytes_of(done.records))
 
 
-def joined(parts: Sequence[CohortResult]) -> CohortResult:
-    """Returns the parts' results as one, in the order of the cohort.
+def joined(parts: Sequence[CohortResult], averaged: bool = False) -> CohortResult:
+    """Returns the parts' results as one, in the order of the cohort, however it was divided.
 
-    Parts whose replies have another form than the first's become errors.
+    averaged: the arrays are in a mean already; metrics that not all replies have are left out.
+    Otherwise replies of another form than the first client's become errors.
     """
-    some = [part for part in parts if part.good]
     errors = {i: reason for part in parts for i, reason in part.errors.items()}
     size = sum(part.bytes_up for part in parts)
-    form = _stacked_form(some[0]) if some else None
-    for part in some:
-        if _stacked_form(part) != form:
-            errors |= dict.fromkeys(part.good, "its records differ from the other replies'")
-    some = [part for part in some if _stacked_form(part) == form]
+    some = [part for part in parts if part.good]
+    if averaged:
+        some = _with_common_metrics(some)
+    elif some:
+        form = _stacked_form(min(some, key=lambda part: min(part.good)))
+        for part in some:
+            if _stacked_form(part) != form:
+                errors |= dict.fromkeys(part.good, "its records differ from the other replies'")
+        some = [part for part in some if _stacked_form(part) == form]
     if not some:
         return CohortResult([], {}, {}, errors, bytes_up=size)
-    if len(some) == 1 and not errors and some[0].good == list(range(len(some[0].good))):
-        return some[0]  # one block in the cohort's order
     good = [i for part in some for i in part.good]
     records, metrics = some[0].records, some[0].metrics
     if len(some) > 1:
@@ -145,11 +141,22 @@ def joined(parts: Sequence[CohortResult]) -> CohortResult:
             r: {k: torch.cat([part.records[r][k] for part in some]) for k in arrays}
             for r, arrays in records.items()
         }
-    order = sorted(range(len(good)), key=good.__getitem__)
-    if good != sorted(good):
-        back = torch.tensor(order)
+    ordered = sorted(good)
+    if good != ordered:
+        back = torch.tensor(sorted(range(len(good)), key=good.__getitem__))
         records, metrics = tree_map(lambda t: t[back], (records, metrics))
-    return CohortResult(sorted(good), records, metrics, errors, bytes_up=size)
+    return CohortResult(ordered, records, metrics, errors, bytes_up=size)
+
+
+def _with_common_metrics(parts: Sequence[CohortResult]) -> list[CohortResult]:
+    """Returns the parts with the metrics that all of them have, in one shape."""
+    if not parts:
+        return []
+    shapes = [{name: value.shape[1:] for name, value in part.metrics.items()} for part in parts]
+    names = [n for n in shapes[0] if all(own.get(n) == shapes[0][n] for own in shapes)]
+    if all(len(own) == len(names) for own in shapes):
+        return list(parts)
+    return [replace(part, metrics={n: part.metrics[n] for n in names}) for part in parts]
 
 
 def plain(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -166,13 +173,12 @@ def bytes_of(records: dict[str, Arrays]) -> int:
 
 def _form(reply: Reply) -> object:
     """Returns what two replies must share to be stacked."""
-    return (
-        {
-            record: {name: (t.shape, t.dtype) for name, t in arrays.items()}
-            for record, arrays in reply.records.items()
-        },
-        {name: t.shape for name, t in reply.metrics.items()},
-    )
+    arrays = [
+        (record, name, t.shape, t.dtype)
+        for record, own in reply.records.items()
+        for name, t in own.items()
+    ]
+    return frozenset(arrays), frozenset((name, t.shape) for name, t in reply.metrics.items())
 
 
 def _stacked_form(part: CohortResult) -> object:

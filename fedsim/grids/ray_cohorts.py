@@ -27,7 +27,7 @@ from fedsim.grids.evaluate import Job, Sums
 from fedsim.grids.execution import Execution
 from fedsim.grids.pool import GRACE, Late, Pool, dashboard, store_errors
 from fedsim.grids.shards import Shards
-from fedsim.grids.worker import Order, Share
+from fedsim.grids.worker import Keep, Order, Share
 from fedsim.means import MeanTree
 from fedsim.messages import config_of, to_tensors
 from fedsim.scenario.sections import ClientResources
@@ -85,7 +85,9 @@ class RayCohorts(Cohorts):
             facts["dashboard"] = url
         return facts | ({"halved": self._halved} if self._halved else {})
 
-    def _train(self, order: Order, shares: Sequence[Share]) -> tuple[CohortResult, MeanTree]:
+    def _train(
+        self, order: Order, shares: Sequence[Share], keep: Keep
+    ) -> tuple[list[CohortResult], MeanTree]:
         order = replace(order, deadline=self._deadline)
         costs = self.shards.sizes + 1
         ranges = divided(shares, len(self._pool), lambda share: int(costs[share.partitions].sum()))
@@ -109,13 +111,13 @@ class RayCohorts(Cohorts):
                     tree.add(share.leaf, {}, 0.0)
                 continue
             trained = _not_refused(out)
-            parts.append(trained.done)
+            parts += trained.parts
             tree.graft(trained.tree)
             for partitions, kept in trained.kept:
-                self.states.scatter(partitions, kept)
+                keep(partitions, kept)
             self._note(trained)
         self._note_places(order)
-        return joined(parts), tree
+        return parts, tree
 
     def start(self, content: RecordDict, message_type: str, partition: int) -> int:
         """Starts computing one message to one client; returns its number for `finished`."""
@@ -141,7 +143,7 @@ class RayCohorts(Cohorts):
             for partitions, kept in trained.kept:
                 self.states.scatter(partitions, kept)
             self._note(trained)
-            results[number] = trained.done
+            results[number] = joined(trained.parts)
         return results
 
     def _evaluated(

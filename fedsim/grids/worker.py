@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from fedsim.clients.base import Batch, Client, DirectClient, Plan, Reply
 from fedsim.errors import FedsimError, RunFailed
-from fedsim.grids.collect import CohortResult, Collector, Outcome, joined, plain, reduced
+from fedsim.grids.collect import CohortResult, Collector, Outcome, plain, reduced
 from fedsim.grids.evaluate import Job, Sums, evaluate_job
 from fedsim.grids.execute import at, channels_last, run_mapped, run_one
 from fedsim.grids.execution import Execution
@@ -109,8 +109,9 @@ class Worker:
 
     def train(
         self, order: Order, shares: Sequence[Share], states: ClientStates, keep: Keep
-    ) -> tuple[CohortResult, MeanTree]:
-        """Returns the clients' replies, or, with a reduction, the tree of their means.
+    ) -> tuple[list[CohortResult], MeanTree]:
+        """Returns the clients' replies in parts, to be `joined`; with a reduction, their means are
+        in the tree.
 
         states: what the clients kept before. keep: takes what they keep now. Raises RunFailed
         where a block of mapped clients, which cannot be told apart, fails.
@@ -179,7 +180,7 @@ class Worker:
         shares: Sequence[Share],
         states: ClientStates,
         keep: Keep,
-    ) -> tuple[CohortResult, MeanTree]:
+    ) -> tuple[list[CohortResult], MeanTree]:
         stream, tree = order.stream(self.seed), MeanTree(order.leaves)
         reduction = order.reduction
 
@@ -213,7 +214,7 @@ class Worker:
                 if len(at_hand) < len(share.members):
                     mine = {name: value[torch.tensor(at_hand)] for name, value in kept.items()}
                 keep([share.partitions[i] for i in at_hand], mine)
-        return joined([done for done, _ in outs]), tree
+        return [done for done, _ in outs], tree
 
     def _block(
         self,
@@ -271,7 +272,7 @@ class Worker:
         shares: Sequence[Share],
         states: ClientStates,
         keep: Keep,
-    ) -> tuple[CohortResult, MeanTree]:
+    ) -> tuple[list[CohortResult], MeanTree]:
         stream = order.stream(self.seed)
         partitions = [p for share in shares for p in share.partitions]
         plans = dict(zip(partitions, self.plans(client, order, partitions), strict=True))
@@ -305,7 +306,7 @@ class Worker:
         shares: Sequence[Share],
         states: ClientStates,
         keep: Keep,
-    ) -> tuple[CohortResult, MeanTree]:
+    ) -> tuple[list[CohortResult], MeanTree]:
         stream = order.stream(self.seed)
 
         def work(partition: int) -> Outcome:
@@ -367,7 +368,7 @@ class Worker:
 
     def _collected(
         self, order: Order, shares: Sequence[Share], outs: Iterator[Outcome], keep: Keep
-    ) -> tuple[CohortResult, MeanTree]:
+    ) -> tuple[list[CohortResult], MeanTree]:
         """Returns the replies, stacked or averaged, and keeps the clients' states."""
         tree = MeanTree(order.leaves)
         collector = Collector(order.reduction, tree)
@@ -379,7 +380,7 @@ class Worker:
                 elif collector.add(member, partition, out[0]) and out[1]:
                     keep([partition], {name: value[None] for name, value in out[1].items()})
             collector.end_leaf(share.leaf)
-        return collector.result(), tree
+        return collector.results(), tree
 
     # Evaluation
 

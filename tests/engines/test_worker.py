@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fedsim.clients.base import Batch, Batching, Client, Config, DirectClient, Inputs, Plan, Reply
 from fedsim.errors import Params
 from fedsim.grids import worker as worker_module
+from fedsim.grids.ray_cohorts import divided
 from fedsim.means import MeanTree, as_new
 from fedsim.messages import Arrays, Reduction, Replies, to_record
 from fedsim.server.check import StackCheck
@@ -198,3 +199,55 @@ def test_a_reply_that_comes_with_the_deadline_is_taken(monkeypatch: pytest.Monke
     monkeypatch.setattr(worker._pool, "submit", lambda work, job: Just())
     assert list(worker._in_order(str, [1], 1.0)) == ["a reply"]
     assert not worker.stuck
+
+
+class Odd(DirectClient):
+    """Partition 3 sends another metric beside, partition 0 an array of another shape if asked."""
+
+    Params = Params
+
+    def train(
+        self, message_type: str, records: Any, config: Config, shard: Batch, state: Any, rng: Any
+    ) -> tuple[Reply, Arrays]:
+        partition = len(shard.x) - 5
+        w = torch.full((3 if partition == 0 and "odd" in config else 2,), float(partition))
+        metrics: dict[str, Any] = {"num-examples": 1.0, "twice": 2.0 * partition}
+        if partition == 3:
+            metrics["more"] = 1.0
+        return Reply({"arrays": {"w": w.double()}}, metrics), {}
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+@pytest.mark.parametrize("config", [{}, {"odd": 1}])
+def test_which_replies_are_taken_does_not_depend_on_who_computed_them(
+    averaged: bool, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = {"w": torch.zeros(2, dtype=torch.float64)}
+    wanted = reduction(arrays) if averaged else None
+
+    def computed(workers: int) -> Any:
+        made = cohorts(Odd(Params(), functional(), None), federation((5, 6, 7, 8, 9, 10)))  # type: ignore[arg-type]
+        train = made.worker.train
+
+        def spread(order: Any, shares: Any, *rest: Any) -> Any:
+            outs = [train(order, mine, *rest) for mine in divided(shares, workers, lambda s: 1)]
+            tree = MeanTree(order.leaves)
+            for _, part in outs:
+                tree.graft(part.parts())
+            return [part for parts, _ in outs for part in parts], tree
+
+        monkeypatch.setattr(made.worker, "train", spread)
+        return made.run("train", {"arrays": arrays}, config, range(6), wanted)
+
+    one = computed(1)
+    for workers in (2, 3, 4, 6):
+        other = computed(workers)
+        assert (other.good, other.errors) == (one.good, one.errors)
+        assert {k: v.tolist() for k, v in other.metrics.items()} == {
+            k: v.tolist() for k, v in one.metrics.items()
+        }
+        if averaged:
+            assert torch.equal(other.means["arrays"]["w"], one.means["arrays"]["w"])
+    rejected = {0} if averaged and config else {1, 2, 3, 4, 5} if config else {3}
+    assert set(one.errors) == (rejected if config or not averaged else set())
+    assert one.metrics["twice"].tolist() == [2.0 * i for i in one.good]
