@@ -318,10 +318,14 @@ class Site:
         return {"survivors": {"kept": torch.from_numpy(kept)}}
 
     def _own(self, depth: int, cells: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Returns which of the cells this client holds; all where it has missed a phase."""
+        """Returns which of the cells this client holds.
+
+        All where it has missed a phase, or none of its own is left: its say was not heard.
+        """
         if "cells" not in self.learned or int(self.learned["depth"]) != depth:
             return np.ones(len(cells), bool)
-        return np.isin(cells, self.learned["cells"])
+        own = np.isin(cells, self.learned["cells"])
+        return own if own.any() else np.ones(len(cells), bool)
 
     def search(self, retries: int, rng: np.random.Generator) -> dict[str, Arrays]:
         """Searches on alone: one phase of PNE, or `pulls` pulls of anything else."""
