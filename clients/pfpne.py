@@ -286,7 +286,10 @@ class Site:
         means, good = cell_means(values, counts)
         means = np.where(good > 0, means, 0.0)
         self.phase = {"cells": cells, "means": means, "good": good.astype(np.int32)}
-        return {"means": _tensors({"mean": means, "good": self.phase["good"]})}
+        # a mean of one good pull among failures would be that reward
+        enough = good >= min(int(self.config["min-pulls"]), pulls)
+        sent = {"mean": np.where(enough, means, 0.0), "good": np.where(enough, good, 0.0)}
+        return {"means": _tensors({**sent, "good": sent["good"].astype(np.int32)})}
 
     def eliminate(self, mean: Floats) -> dict[str, Arrays]:
         """Takes the mean over the clients, g (n,) with NaN where it is unknown.

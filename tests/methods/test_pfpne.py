@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.bandits.functions import Tilted
+from fedsim.bandits.objectives import Synthetic
+from fedsim.clients.pfpne import Site
 from fedsim.errors import RunFailed
 from fedsim.grids.nodes import node_of
 from fedsim.messages import Broadcast, Failure
@@ -282,6 +285,42 @@ def test_a_client_that_only_fails_ends_the_run_with_its_reason() -> None:
             {"name": "fed-pne", "budget": 500},
             client={"name": "bandit", "objective": {**FUNCTION, "path": f"{__name__}:hopeless"}},
         )
+
+
+def test_a_mean_of_fewer_good_pulls_than_min_pulls_is_not_sent() -> None:
+    """A cell with one good pull would send that reward itself."""
+    played = play(
+        {"name": "pf-pne", "budget": 2000, "delta": 0.1, "min_pulls": 2},
+        grid=Listening,
+        client={"name": "bandit", "retries": 0,
+                "objective": {**FUNCTION, "path": f"{__name__}:flaky"}},
+    )  # fmt: skip
+    assert played.metric("failed")[-1] > 0
+    sent = [heard.up["means"] for heard in HEARD if "means" in heard.up]
+    good = np.concatenate([each["good"].numpy().ravel() for each in sent])
+    mean = np.concatenate([each["mean"].numpy().ravel() for each in sent])
+    assert (good == 0).any()
+    assert not (good == 1).any()
+    assert not mean[good == 0].any()
+
+
+def flaky(point: dict[str, float], shard: Any, rng: np.random.Generator) -> float:
+    """Fails every other time."""
+    return 1 - abs(point["x"] - 0.8) if rng.random() < 0.5 else float("nan")
+
+
+def test_a_client_whose_cells_are_all_gone_takes_those_of_the_phase() -> None:
+    config = {
+        "arity": 2, "log-term": 10.0, "nu1": 1.0, "rho": 0.5, "c": 0.1, "budget": 100, "depth": 1,
+        "pulls": 2, "reports": True, "min-pulls": 2, "width": 0.1, "delta": 0.0,
+    }  # fmt: skip
+    state = {"learner/depth": torch.tensor(1), "learner/cells": torch.tensor([0])}
+    objective = Synthetic(Tilted("rastrigin", np.zeros(1)), 0.1, np.zeros(1))
+    site = Site(objective, state, config)
+    site.pull_cells(np.array([1]), 0, np.random.default_rng(0))
+    assert site.active == 1
+    site.eliminate(np.array([0.5]))
+    assert site.learned["cells"].tolist() == [2, 3]
 
 
 class Deaf(Listening):
