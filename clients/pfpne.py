@@ -286,7 +286,10 @@ class Site:
         means, good = cell_means(values, counts)
         means = np.where(good > 0, means, 0.0)
         self.phase = {"cells": cells, "means": means, "good": good.astype(np.int32)}
-        return {"means": _tensors({"mean": means, "good": self.phase["good"]})}
+        # a mean of one good pull among failures would be that reward
+        enough = good >= min(int(self.config["min-pulls"]), pulls)
+        sent = {"mean": np.where(enough, means, 0.0), "good": np.where(enough, good, 0.0)}
+        return {"means": _tensors({**sent, "good": sent["good"].astype(np.int32)})}
 
     def eliminate(self, mean: Floats) -> dict[str, Arrays]:
         """Takes the mean over the clients, g (n,) with NaN where it is unknown.
@@ -318,10 +321,14 @@ class Site:
         return {"survivors": {"kept": torch.from_numpy(kept)}}
 
     def _own(self, depth: int, cells: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Returns which of the cells this client holds; all where it has missed a phase."""
+        """Returns which of the cells this client holds.
+
+        All where it has missed a phase, or none of its own is left: its say was not heard.
+        """
         if "cells" not in self.learned or int(self.learned["depth"]) != depth:
             return np.ones(len(cells), bool)
-        return np.isin(cells, self.learned["cells"])
+        own = np.isin(cells, self.learned["cells"])
+        return own if own.any() else np.ones(len(cells), bool)
 
     def search(self, retries: int, rng: np.random.Generator) -> dict[str, Arrays]:
         """Searches on alone: one phase of PNE, or `pulls` pulls of anything else."""

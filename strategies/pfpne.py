@@ -83,6 +83,8 @@ class FedPNE(Bandit):
         """Depth and cell of the largest mean in the last complete phase."""
         self.mean: Floats = np.zeros(0)
         self.width = 0.0
+        self.heard = 0
+        """Clients whose means are in the phase's mean."""
 
     @property
     def pulls(self) -> int:
@@ -140,6 +142,7 @@ class FedPNE(Bandit):
         means = replies.arrays["means"]["mean"].numpy()
         good = replies.arrays["means"]["good"].numpy().astype(np.float64)
         judged = (good > 0).all(0)
+        self.heard = len(good)
         self.mean = np.where(judged, means.mean(0), np.nan)
         # the variance of a mean of means is that of len² / Σ 1/n pulls
         with np.errstate(divide="ignore"):
@@ -219,12 +222,23 @@ class PFPNE(FedPNE):
 
     # Elimination
 
+    @property
+    def apart(self) -> float:
+        """How far any client's function may be from the mean of those that were heard.
+
+        Δ where all were. The mean of all but k of the M clients is up to Δ k / (M − k), and never
+        more than Δ, from the mean of all.
+        """
+        assert self.delta is not None
+        missing = self.clients - self.heard
+        return self.delta * (1 + min(missing / self.heard, 1.0))
+
     def _send_mean(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         settings = {
             **config, **self.settings(server_round), "depth": self.depth, "width": self.width,
-            "delta": self.delta,
+            "delta": self.apart,
         }  # fmt: skip
         mean = {"mean": {"mean": torch.from_numpy(self.mean)}}
         return self.ask(grid, "train.eliminate", settings, mean)
@@ -237,7 +251,11 @@ class PFPNE(FedPNE):
         stacked = self.take(replies)
         if not stacked.node_ids:
             return None, None
-        self.split(stacked.arrays["survivors"]["kept"].any(0).numpy())
+        kept = stacked.arrays["survivors"]["kept"].any(0).numpy()
+        if len(stacked.node_ids) < self.clients:  # whoever has no say keeps what the mean leaves it
+            slack = self.confidence.smoothness(self.depth) + 2 * self.apart
+            kept |= global_survivors(self.mean, self.width, slack)
+        self.split(kept)
         return None, self.measured(stacked)
 
     # The pilot

@@ -9,8 +9,11 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import selectors
 import signal
 import subprocess
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +26,9 @@ from fedsim.bandits.functions import Tilted
 from fedsim.clients.base import Batch
 from fedsim.errors import UserError
 from fedsim.registry import import_path
+
+MOST_SAID = 1 << 20
+"""Bytes of output after which a program has failed: nothing else bounds what is kept of it."""
 
 
 class Objective(Protocol):
@@ -95,7 +101,7 @@ class _OneByOne:
                 values[i] = float(self.evaluate(self.named(point), rng))
                 if not np.isfinite(values[i]):
                     reason = f"it returned {values[i]}"
-            except Exception as error:  # a black box may raise anything
+            except (Exception, SystemExit) as error:  # a black box may raise anything
                 reason = f"{type(error).__name__}: {error}"
         return values, reason
 
@@ -169,20 +175,52 @@ class Program(_OneByOne):
         """Runs the program once."""
         seed = int(rng.integers(2**31))
         asked = json.dumps({"point": point, "client": self.client, "seed": seed})
-        with subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, start_new_session=True,
-        ) as process:  # fmt: skip
-            try:
-                out, err = process.communicate(asked, self.timeout)
-            except BaseException as error:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                if isinstance(error, subprocess.TimeoutExpired):
-                    raise TimeoutError(f"no answer within {self.timeout:g} s") from None
-                raise
+        with tempfile.TemporaryFile() as file:
+            file.write(asked.encode())
+            file.seek(0)
+            with subprocess.Popen(
+                self.command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                start_new_session=True,
+            ) as process:  # fmt: skip
+                try:
+                    out, err = _said(process, self.timeout)
+                except BaseException:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    raise
         if process.returncode:
             said = err.strip().splitlines()[-1:] or ["nothing"]
             raise RuntimeError(f"exit status {process.returncode}; it said {said[0]}")
         answer = json.loads(out)
         return float(answer["value"] if isinstance(answer, dict) else answer)
+
+
+def _said(process: subprocess.Popen[bytes], timeout: float) -> tuple[str, str]:
+    """Returns what a program has said on standard output and standard error, once it has ended.
+
+    Raises TimeoutError, and ValueError for more than MOST_SAID bytes.
+    """
+    end = time.monotonic() + timeout
+    assert process.stdout is not None
+    assert process.stderr is not None
+    said = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    with selectors.DefaultSelector() as selector:
+        for stream in said:
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(max(end - time.monotonic(), 0))
+            if time.monotonic() >= end:
+                raise TimeoutError(f"no answer within {timeout:g} s")
+            for key, _ in ready:
+                chunk = os.read(key.fd, 1 << 16)
+                if not chunk:
+                    selector.unregister(key.fd)
+                said[key.fd] += chunk
+                if len(said[key.fd]) > MOST_SAID:
+                    raise ValueError(f"it has said more than {MOST_SAID} bytes")
+    try:
+        process.wait(max(end - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"no answer within {timeout:g} s") from None
+    out, err = said.values()
+    return out.decode(), err.decode(errors="replace")

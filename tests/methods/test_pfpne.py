@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.bandits.functions import Tilted
+from fedsim.bandits.objectives import Synthetic
+from fedsim.clients.pfpne import Site
 from fedsim.errors import RunFailed
 from fedsim.grids.nodes import node_of
 from fedsim.messages import Broadcast, Failure
@@ -284,6 +287,42 @@ def test_a_client_that_only_fails_ends_the_run_with_its_reason() -> None:
         )
 
 
+def test_a_mean_of_fewer_good_pulls_than_min_pulls_is_not_sent() -> None:
+    """A cell with one good pull would send that reward itself."""
+    played = play(
+        {"name": "pf-pne", "budget": 2000, "delta": 0.1, "min_pulls": 2},
+        grid=Listening,
+        client={"name": "bandit", "retries": 0,
+                "objective": {**FUNCTION, "path": f"{__name__}:flaky"}},
+    )  # fmt: skip
+    assert played.metric("failed")[-1] > 0
+    sent = [heard.up["means"] for heard in HEARD if "means" in heard.up]
+    good = np.concatenate([each["good"].numpy().ravel() for each in sent])
+    mean = np.concatenate([each["mean"].numpy().ravel() for each in sent])
+    assert (good == 0).any()
+    assert not (good == 1).any()
+    assert not mean[good == 0].any()
+
+
+def flaky(point: dict[str, float], shard: Any, rng: np.random.Generator) -> float:
+    """Fails every other time."""
+    return 1 - abs(point["x"] - 0.8) if rng.random() < 0.5 else float("nan")
+
+
+def test_a_client_whose_cells_are_all_gone_takes_those_of_the_phase() -> None:
+    config = {
+        "arity": 2, "log-term": 10.0, "nu1": 1.0, "rho": 0.5, "c": 0.1, "budget": 100, "depth": 1,
+        "pulls": 2, "reports": True, "min-pulls": 2, "width": 0.1, "delta": 0.0,
+    }  # fmt: skip
+    state = {"learner/depth": torch.tensor(1), "learner/cells": torch.tensor([0])}
+    objective = Synthetic(Tilted("rastrigin", np.zeros(1)), 0.1, np.zeros(1))
+    site = Site(objective, state, config)
+    site.pull_cells(np.array([1]), 0, np.random.default_rng(0))
+    assert site.active == 1
+    site.eliminate(np.array([0.5]))
+    assert site.learned["cells"].tolist() == [2, 3]
+
+
 class Deaf(Listening):
     """Keeps the third and fourth exchange, a whole phase, from one client."""
 
@@ -305,3 +344,58 @@ def test_a_client_that_misses_a_phase_comes_back() -> None:
     _, clients, last = played.memory.client_metrics[-1]
     assert clients == [0, 1, 2, 3, 4]
     assert set(last["pulls"]) == {3000.0}
+
+
+def slope(point: dict[str, float], shard: Any) -> float:
+    """Falls steeply for one client, and rises a little for the other: |f − mean f| ≤ 0.2."""
+    tilt = float(shard.x[0, 3])
+    return 0.3 + 0.38 * (1 - point["x"]) + tilt * (1 - 2 * point["x"])
+
+
+class Absent(Listening):
+    """Keeps some exchanges from a client, or its replies from the server."""
+
+    client = 0
+    unasked: frozenset[int] = frozenset()
+    unheard: frozenset[int] = frozenset()
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+        now, out = len(HEARD), node_of(self.client)
+        if now in self.unasked:
+            others = [n for n in messages.node_ids if n != out]
+            messages = Broadcast(messages.content, messages.message_type, others)
+        replies = super().send_and_receive(messages, timeout=timeout)
+        if now in self.unheard:
+            others = [i for i, n in enumerate(replies.node_ids) if n != out]
+            return replies.select(others, [Failure(out, "unplugged")])
+        if now in self.unasked:
+            replies.failures.append(Failure(out, "unplugged"))
+        return replies
+
+
+@pytest.mark.parametrize(
+    ("unasked", "unheard"),
+    [({8, 9}, ()), ((), {8, 9}), ((), {8}), ((), {9}), ({9}, ()), ({6, 7, 8, 9}, ())],
+)
+def test_a_client_keeps_its_optimum_while_it_is_not_heard(
+    unasked: Any, unheard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other client alone has dropped these cells, and its mean is 2Δ from this one's."""
+    data = {"base": "rastrigin", "dimension": 1, "clients": 2, "delta": 0.2}
+    rows = setup_of({**PF, "delta": 0.2}, data).data.train.x
+    client = int(np.argmin(rows[:, 3]))
+    monkeypatch.setattr(Absent, "client", client)
+    monkeypatch.setattr(Absent, "unasked", frozenset(unasked))
+    monkeypatch.setattr(Absent, "unheard", frozenset(unheard))
+    played = play(
+        {"name": "pf-pne", "budget": 1000, "delta": 0.2, "c": 0.001, "kappa": 0.1},
+        data,
+        grid=Absent,
+        client={"name": "bandit", "objective": {**FUNCTION, "path": f"{__name__}:slope"}},
+    )
+    assert played.state.totals.dropped == len(unasked) + len(unheard)
+    depth = int(played.kept[f"{client}/learner/depth"])
+    cells = played.kept[f"{client}/learner/cells"].numpy()
+    assert len(cells)
+    assert played.strategy.tree.bounds(depth, cells)[1].max() == 1.0
+    assert played.kept[f"{client}/learner/best"].item() > 0.9

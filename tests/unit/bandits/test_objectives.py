@@ -90,6 +90,29 @@ def test_a_program_that_does_not_answer_is_ended_with_what_it_started(tmp_path: 
     assert "no answer within 0.5 s" in found.reason
 
 
+def test_a_program_that_says_too_much_is_ended() -> None:
+    """Not after its timeout, with all that it has said in memory."""
+    began = time.monotonic()
+    found = pull(Program(["yes"], AXES, 20.0, client=0), POINTS[:1], rng(), 0)
+    assert time.monotonic() - began < 10
+    assert found.failed == 1
+    assert "has said more than" in found.reason
+
+
+def test_a_program_need_not_read() -> None:
+    made = Program(["sh", "-c", "exec 0<&-; echo 0.25"], AXES, 20.0, client=0)
+    assert pull(made, POINTS, rng(), 0).values.tolist() == [0.25, 0.25]
+
+
+def test_a_function_that_exits_has_failed() -> None:
+    def exits(point: dict[str, float], shard: Batch) -> float:
+        sys.exit("no licence")
+
+    found = pull(PythonFunction(exits, AXES, SHARD, {}), POINTS, rng(), 0)
+    assert found.failed == 2
+    assert found.reason == "SystemExit: no licence"
+
+
 def test_only_failed_pulls_are_repeated(tmp_path: Path) -> None:
     seen: list[float] = []
 
