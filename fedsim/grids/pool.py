@@ -292,14 +292,27 @@ def resources() -> str:
     return f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
 
 
-_connected: Any = None
-"""What ray.init returned to `connect`."""
+@dataclass(frozen=True)
+class _Connection:
+    """What `connect` connected to. asked: for what. cluster: Ray's address of it."""
+
+    asked: tuple[object, ...]
+    cluster: str
+    dashboard: str
+
+
+_connection: _Connection | None = None
 
 
 def dashboard() -> str:
     """Returns the address of the cluster's dashboard; nothing if it has none."""
-    url = getattr(_connected, "dashboard_url", None)
-    return f"http://{url}" if url else ""
+    return _connection.dashboard if _connection else ""
+
+
+def _cluster() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def connect(engine: EngineParams, cpus: int, modules: Iterable[str] = ()) -> None:
@@ -308,7 +321,7 @@ def connect(engine: EngineParams, cpus: int, modules: Iterable[str] = ()) -> Non
     cpus: those of this machine that may be used. modules: the user's, by name, which other machines
     need beside fedsim. Raises UserError where that fails.
     """
-    global _connected
+    global _connection
     if importlib.util.find_spec("ray") is None:
         raise UserError(
             "the engine ray needs Ray, which is not installed: pip install 'fedsim-fl[ray]'"
@@ -319,25 +332,27 @@ def connect(engine: EngineParams, cpus: int, modules: Iterable[str] = ()) -> Non
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    own = max(cpus, math.ceil((engine.workers or 1) * engine.client_resources.cpus))
+    asked = (address,) if address else (own, engine.object_store_mb)
+    earlier = _connection if ray.is_initialized() else None
+    if earlier and earlier.asked != asked and earlier.cluster == _cluster():
+        ray.shutdown()  # another cluster, or one that is too small for this run
     if not ray.is_initialized():
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address is None:
-            wanted = (engine.workers or 1) * engine.client_resources.cpus
-            _connected = ray.init(
-                "local",
-                num_cpus=max(cpus, math.ceil(wanted)),
-                object_store_memory=engine.object_store_mb * 10**6,
-                include_dashboard=False,
-                **quiet,
-            )
+            store = engine.object_store_mb * 10**6
+            local: dict[str, Any] = {"num_cpus": own, "object_store_memory": store}
+            context = ray.init("local", include_dashboard=False, **local, **quiet)
         else:
             try:
-                _connected = ray.init(address, runtime_env=shipped(modules), **quiet)
+                context = ray.init(address, runtime_env=shipped(modules), **quiet)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(
                     f"there is no Ray cluster at {engine.address}, or it does not let us in:"
                     f" {_last_line(error)}"
                 ) from error
+        url = getattr(context, "dashboard_url", None)
+        _connection = _Connection(asked, _cluster(), f"http://{url}" if url else "")
     send_tensors_by_numpy(copy=False)
 
 

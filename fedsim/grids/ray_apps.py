@@ -6,6 +6,7 @@ clients do: a worker that dies takes nothing with it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim._flower import ErrorCode, set_identity
 from fedsim.grids.actor import Place, place_of, where_the_log_is
-from fedsim.grids.apps import AppNodes, Visit, handle
+from fedsim.grids.apps import LOGGER, AppNodes, Visit, handle
 from fedsim.grids.pool import GRACE, Late, Pool
 from fedsim.grids.ray_cohorts import divided, stored
 from fedsim.scenario.sections import ClientResources
@@ -36,6 +37,9 @@ class AppActor:
     def __init__(self, app: ClientApp, seed: int, run_id: int, device: str) -> None:
         torch.set_num_threads(1)
         set_identity(run_id)
+        logger = logging.getLogger(LOGGER)  # the tracebacks of what the app raises
+        logger.setLevel(logging.DEBUG)
+        logger.addHandler(logging.StreamHandler())
         self._app, self._seed, self._device = app, seed, device
 
     def place(self) -> Place:

@@ -98,6 +98,7 @@ class RayCohorts(Cohorts):
             return lambda handle: handle.train.remote(told, mine, states)
 
         most = max(sum(len(share.members) for share in mine) for mine in ranges)
+        most *= max(order.chains, 1)  # each is timed by itself
         patience = None if self._deadline is None else most * self._deadline + GRACE
         outs = self._pool.run([call(mine) for mine in ranges], patience)
         tree = MeanTree(order.leaves)
