@@ -180,7 +180,10 @@ class Bandit(DirectClient):
         if message_type == "train.freeze":
             frozen = {f"frozen/{name}": value for name, value in records["arrays"].items()}
             return Reply({}, {"num-examples": torch.tensor(len(shard.y))}), client_state | frozen
-        site = Site(self._objective(shard, client_state, config), client_state, config)
+        objective = self._objective(shard, client_state, config)
+        if isinstance(objective, Personalisation) and not _part(client_state, "frozen/"):
+            raise ValueError("this client never got the trained model: it missed train.freeze")
+        site = Site(objective, client_state, config)
         if message_type == "train.eliminate":
             found = site.eliminate(_array(records["mean"]["mean"]))
         elif "cells" in records:

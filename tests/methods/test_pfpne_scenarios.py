@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from fedsim import Scenario
+from fedsim.clients.base import Batch
 from fedsim.errors import UserError
 from fedsim.runner import check_specs
-from tests.methods.bandits import LOCAL, play
+from tests.methods.bandits import LOCAL, play, setup_of
 
 TUNING = {
     "data": {"name": "digits", "test_fraction": 0, "rows": 600},
@@ -38,19 +39,26 @@ def test_a_model_is_trained_frozen_and_then_stays() -> None:
     assert np.isfinite(scores["frozen_loss"])
 
 
-def test_resampling_is_the_noise_and_divergence_the_worst_score() -> None:
-    from tests.methods.bandits import setup_of
-
+def tuner() -> tuple[Any, Batch]:
+    """Returns the client of the tuning problem, and its rows."""
     sections = {k: v for k, v in TUNING.items() if k != "data"}
     setup = setup_of({"name": "fed-pne", "budget": 60}, TUNING["data"], **sections)
-    client: Any = setup.client
-    from fedsim.clients.base import Batch
-
     shard = setup.data.shard(0)
     batch = Batch(
         torch.from_numpy(shard.x.astype(np.float32)), torch.from_numpy(shard.y),
         torch.ones(len(shard)), torch.ones(()),
     )  # fmt: skip
+    return setup.client, batch
+
+
+def test_a_client_that_missed_the_trained_model_says_so() -> None:
+    client, batch = tuner()
+    with pytest.raises(ValueError, match=r"never got the trained model: it missed train\.freeze"):
+        client.train("train.pull", {}, {}, batch, {}, np.random.default_rng(0))
+
+
+def test_resampling_is_the_noise_and_divergence_the_worst_score() -> None:
+    client, batch = tuner()
     objective = client._objective(batch, {}, {})
     points = np.array([[0.1, 0.01]] * 30 + [[1e30, 0.01]])
     values, _ = objective.pull(points, np.random.default_rng(0))
