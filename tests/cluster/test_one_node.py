@@ -72,6 +72,7 @@ def test_nobody_outside_is_listened_to(cluster: state.Local) -> None:
     assert hosts <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
 
 
+@pytest.mark.slow  # on a busy machine Ray may need more than its usual patience
 def test_status_shows_it(cluster: state.Local, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = call(capsys, "cluster", "status", "--json")
     assert (status, err) == (0, "")
