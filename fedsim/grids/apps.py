@@ -52,10 +52,6 @@ class AppNodes:
         self._contexts: dict[int, Context] = {}
         self._handled: dict[int, int] = {}  # messages that each node has handled
 
-    def answer(self, message: Message) -> Message:
-        """Returns the reply to one message; what the app raises becomes an error reply."""
-        return self.answer_all([message])[0]
-
     def answer_all(self, messages: Sequence[Message]) -> list[Message]:
         """Returns the replies to messages, handled in the order given."""
         known = [m for m in messages if 0 <= partition_of(m.metadata.dst_node_id) < self._num_nodes]
