@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fedsim.grids.passes import Run, emit, share_mode, simplify, write_in_place
-from fedsim.grids.record import record
+from fedsim.grids.passes import Run, emit, simplify, write_in_place
+from fedsim.grids.record import record, without_compiler
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ class TraceCache:
         leaves: list[Tensor],
         donated: int,
     ) -> tuple[Graph, Any]:
-        with self._lock, torch.no_grad():
+        with self._lock, without_compiler(), torch.no_grad():
             if key in self._graphs:
                 return self._graphs[key]
             start = time.perf_counter()
@@ -124,7 +124,6 @@ class TraceCache:
                 raise ValueError("it changes what it is given in place; return new tensors")
             module = record(flat, inputs)
             _refuse_random(module)
-            share_mode(module.graph)
             written: frozenset[int] = frozenset()
             if not any(_has(node, "mutable") for node in module.graph.nodes):
                 simplify(module)  # which takes equal expressions for equal tensors
