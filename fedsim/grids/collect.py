@@ -36,6 +36,37 @@ class CohortResult:
     bytes_up: int = 0
 
 
+class Numbers:
+    """The metrics of replies whose arrays are in a mean already, as numbers of Python.
+
+    Tensors that live until the end of a round would take pieces of the memory that a large reply
+    has left and the next one needs: replies of 4 MB would take 4 MB each.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[frozenset[str], tuple[list[int], dict[str, list[float]]]] = {}
+        self._errors: dict[int, str] = {}
+        self._bytes = 0
+
+    def add(self, done: CohortResult) -> None:
+        """Takes what is left of replies: no arrays, and metrics (clients,) float64."""
+        self._errors |= done.errors
+        self._bytes += done.bytes_up
+        names = frozenset(done.metrics)
+        good, metrics = self._groups.setdefault(names, ([], {name: [] for name in done.metrics}))
+        good += done.good
+        for name, values in done.metrics.items():
+            metrics[name] += values.tolist()
+
+    def results(self) -> list[CohortResult]:
+        """Returns what was taken, a part for each set of metrics."""
+        parts = [CohortResult([], {}, {}, self._errors, bytes_up=self._bytes)]
+        for good, metrics in self._groups.values():
+            tensors = {k: torch.tensor(v, dtype=torch.float64) for k, v in metrics.items()}
+            parts.append(CohortResult(good, {}, tensors))
+        return parts
+
+
 class Collector:
     """Takes replies one by one; stacks those of one form, or averages them by leaves.
 
@@ -47,7 +78,7 @@ class Collector:
         self._reduction, self._tree = reduction, tree
         self._leaf = Leaf()
         self._groups: dict[object, list[tuple[int, Reply]]] = {}  # by form
-        self._bytes = 0
+        self._numbers = Numbers()
         self._errors: dict[int, str] = {}
 
     def add(self, position: int, partition: int, out: Reply | str) -> bool:
@@ -65,21 +96,23 @@ class Collector:
 
     def _take(self, position: int, partition: int, reply: Reply) -> str | None:
         if self._reduction is not None:
-            self._bytes += bytes_of(reply.records)
+            size = bytes_of(reply.records)
             node = (node_of(partition),)
             single = tree_map(lambda t: t[None], (reply.records, reply.metrics))
             checked = self._reduction.check(Replies(node, single[0], plain(single[1])), True)
             if checked.failures:
+                self._numbers.add(CohortResult([], {}, {}, bytes_up=size))
                 return checked.failures[0].reason
             self._tree.like(reply.records)
             self._leaf.add(reply.records, float(self._reduction.weights(checked)[0]))
-            reply = Reply({}, reply.metrics)  # the arrays are in the mean
+            self._numbers.add(CohortResult([position], {}, checked.metrics, bytes_up=size))
+            return None
         self._groups.setdefault(_form(reply), []).append((position, reply))
         return None
 
     def results(self) -> list[CohortResult]:
         """Returns what has been collected, a part for each form; means are in the tree."""
-        parts = [CohortResult([], {}, {}, self._errors, bytes_up=self._bytes)]
+        parts = [CohortResult([], {}, {}, self._errors), *self._numbers.results()]
         for group in self._groups.values():
             replies = [reply for _, reply in group]
             records, metrics = tree_map(

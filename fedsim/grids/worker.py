@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from fedsim.clients.base import Batch, Client, DirectClient, Plan, Reply
 from fedsim.errors import FedsimError, RunFailed
-from fedsim.grids.collect import CohortResult, Collector, Outcome, plain, reduced
+from fedsim.grids.collect import CohortResult, Collector, Numbers, Outcome, plain, reduced
 from fedsim.grids.evaluate import Job, Sums, evaluate_job
 from fedsim.grids.execute import at, channels_last, run_mapped, run_one
 from fedsim.grids.execution import Execution
@@ -184,13 +184,16 @@ class Worker:
         stream, tree = order.stream(self.seed), MeanTree(order.leaves)
         reduction = order.reduction
 
-        def work(share: Share) -> tuple[CohortResult, Arrays]:
+        def work(share: Share) -> tuple[CohortResult | Numbers, list[int], Arrays]:
             plans = self.plans(client, order, share.partitions)
             reply, kept = self._block(client, stream, records, plans, share.partitions, states)
             done = CohortResult(list(share.members), reply.records, plain(reply.metrics))
-            if reduction is not None:
-                done = reduced(done, share.partitions, reduction, tree, share.leaf)
-            return done, kept
+            if reduction is None:
+                return done, done.good, kept
+            done = reduced(done, share.partitions, reduction, tree, share.leaf)
+            numbers = Numbers()
+            numbers.add(done)
+            return numbers, done.good, kept
 
         try:
             if order.together:
@@ -206,15 +209,17 @@ class Worker:
         except Exception as error:
             hint = "\n(engine.path: one_by_one tells which client)"
             raise RunFailed(_blame(client, "train", stream, error) + hint) from error
-        for share, (done, kept) in zip(shares, outs, strict=True):
-            good = set(done.good)  # who was rejected goes on from what it kept before
+        parts: list[CohortResult] = []
+        for share, (done, taken, kept) in zip(shares, outs, strict=True):
+            parts += done.results() if isinstance(done, Numbers) else [done]
+            good = set(taken)  # who was rejected goes on from what it kept before
             at_hand = [i for i, member in enumerate(share.members) if member in good]
             if kept and at_hand:
                 mine = kept
                 if len(at_hand) < len(share.members):
                     mine = {name: value[torch.tensor(at_hand)] for name, value in kept.items()}
                 keep([share.partitions[i] for i in at_hand], mine)
-        return [done for done, _ in outs], tree
+        return parts, tree
 
     def _block(
         self,

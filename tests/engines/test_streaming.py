@@ -9,6 +9,7 @@ import torch
 
 from fedsim.clients.base import Batching, Client, Inputs, Plan, Reply
 from fedsim.errors import Params, RunFailed
+from fedsim.grids.collect import CohortResult, Numbers, joined
 from fedsim.grids.execution import LEAVES
 from fedsim.means import weighted_mean
 from fedsim.messages import Arrays, Reduction, Replies, to_record
@@ -171,3 +172,16 @@ def test_a_strategy_with_an_aggregate_of_its_own_sees_every_reply() -> None:
     assert not asks(Mixed)
     assert not asks(Weighs)
     assert SGHMC.streams
+
+
+def test_numbers_are_those_that_were_taken() -> None:
+    numbers = Numbers()
+    loss = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    numbers.add(CohortResult([4, 2], {}, {"loss": loss}, {3: "NaN"}, bytes_up=8))
+    numbers.add(CohortResult([0], {}, {"loss": loss[:1]}, bytes_up=4))
+    numbers.add(CohortResult([1], {}, {"loss": loss[1:], "extra": loss[:1]}))
+    done = joined(numbers.results(), averaged=True)
+    assert done.good == [0, 1, 2, 4]
+    assert done.metrics.keys() == {"loss"}
+    assert done.metrics["loss"].tolist() == [0.1, 0.2, 0.2, 0.1]
+    assert (done.errors, done.bytes_up) == ({3: "NaN"}, 12)
