@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from flwr.app import Message
@@ -30,6 +29,7 @@ class RayGrid(InlineGrid):
         super().__init__(clients, num_nodes, seed=seed)
         self._cohorts = clients
         self._under_way: dict[int, Message] = {}  # by the workers' number
+        self._forgotten: dict[int, int] = {}  # the nodes at work on what nobody waits for
         self._answers: dict[str, tuple[Message, Kept]] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -55,16 +55,20 @@ class RayGrid(InlineGrid):
 
         A worker gets its next message when it is done with the last, so that nobody waits behind a
         slow client while another worker is idle. What is left over then is not begun, or ignored
-        when it is done: its worker is busy until then, and the client keeps nothing of it.
+        when it is done: its worker is busy until then, and the client keeps nothing of it. Nor does
+        the client get another message before, so that it does not occupy one worker after another.
         """
-        left, open_ids = deque(messages), dict[str, None]()
+        left, open_ids = list(messages), set[str]()
         while left or open_ids:
-            for _ in range(min(self._cohorts.idle(), len(left)) if left else 0):
-                open_ids |= dict.fromkeys(self.push_messages([left.popleft()]))
+            busy = self._forgotten.values()
+            able = [message for message in left if message.metadata.dst_node_id not in busy]
+            for message in able[: self._cohorts.idle()] if able else ():
+                left.remove(message)
+                open_ids.update(self.push_messages([message]))
             self._look()
             come = [i for i in self._answers if i in open_ids]
             for message_id in come:
-                del open_ids[message_id]
+                open_ids.remove(message_id)
                 if not take(self._taken(message_id)):
                     self._forget(open_ids)
                     return
@@ -74,9 +78,9 @@ class RayGrid(InlineGrid):
     def _look(self) -> None:
         """Takes from the workers what they have finished."""
         for number, (result, kept) in self._cohorts.finished().items():
-            message = self._under_way.pop(number, None)
-            if message is None:  # it was forgotten
+            if self._forgotten.pop(number, None) is not None:
                 continue
+            message = self._under_way.pop(number)
             node_id, of_node = message.metadata.dst_node_id, {message.metadata.dst_node_id: message}
             (reply,) = replies_of(result, [node_id], of_node.__getitem__)
             self._answers[message.metadata.message_id] = reply, kept
@@ -92,11 +96,9 @@ class RayGrid(InlineGrid):
         """Ignores the replies to some messages, those that have come and those that will."""
         for message_id in message_ids:
             self._answers.pop(message_id, None)
-        self._under_way = {
-            number: message
-            for number, message in self._under_way.items()
-            if message.metadata.message_id not in message_ids
-        }
+        for number, message in list(self._under_way.items()):
+            if message.metadata.message_id in message_ids:
+                self._forgotten[number] = self._under_way.pop(number).metadata.dst_node_id
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
