@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fedsim.errors import RunFailed
@@ -424,3 +425,27 @@ def test_lost_replies_do_not_stop_an_asynchronous_round() -> None:
     ]
     assert state.totals.dropped == sum(lost) > 0
     assert torch.isfinite(state.arrays["w"])
+
+
+def test_flowers_client_apps() -> None:
+    """Of five that are asked the first three work, and a fourth where one raises."""
+    app, worked = ClientApp(), list[int]()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        partition = int(context.node_config["partition-id"])
+        worked.append(partition)
+        if partition == 3:
+            raise ValueError("I cannot")
+        metrics = MetricRecord({"num-examples": 1})
+        content = {"arrays": message.content["arrays"], "metrics": metrics}
+        return Message(RecordDict(content), reply_to=message)
+
+    strategy = build_flower(parse_flower({"name": "FedAvg", "fraction_train": 0.4}))
+    memory, own = Memory(), clock()
+    config = LoopConfig(rounds=6, seed=0, server_every=0, clock=own, over_sampling=1.6, quorum=0.1)
+    RoundLoop(strategy, InlineGrid(app, len(SIZES)), START, config, memory).run()
+    counts = [memory.metrics[r, "system"] for r in range(1, 7)]
+    assert worked.count(3) == sum(each["dropped"] for each in counts) > 0
+    assert len(worked) == 6 * 3 + worked.count(3)
+    assert sum(each["late"] for each in counts) == 6 * 2 - worked.count(3)
