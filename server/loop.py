@@ -6,6 +6,7 @@ Flower's Strategy.start runs the same five methods but cannot resume, report or 
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -71,6 +72,7 @@ class RoundLoop:
         self.state = LoopState(arrays)
         self.waiting = Waiting(grid, config.clock)
         self.chains = strategy.chains if isinstance(strategy, Strategy) else 0
+        self._record: tuple[Arrays, ArrayRecord] | None = None
         self._saved_round: int | None = None
         self._saved_at = time.monotonic()
         self._began = time.monotonic()
@@ -96,6 +98,12 @@ class RoundLoop:
             self._evaluate_server(self.state.round)  # so that the last figures are the result's
         return self.state
 
+    def _as_record(self, arrays: Arrays) -> ArrayRecord:
+        """Returns the arrays as the record that they came in, if that is at hand."""
+        if self._record is None or self._record[0] is not arrays:
+            self._record = arrays, to_record(arrays)
+        return self._record[1]
+
     def _finished(self) -> bool:
         return isinstance(self.strategy, Strategy) and self.strategy.finished()
 
@@ -106,7 +114,7 @@ class RoundLoop:
     def _round(self, server_round: int) -> None:
         state = self.state
         before = Totals(**vars(state.totals))
-        record = to_record(state.arrays)
+        record = self._as_record(state.arrays)
         shown: Metrics = {}
         cohort = 0
         measured: set[str] = set()
@@ -119,7 +127,10 @@ class RoundLoop:
                 record = new
             if metrics is not None:
                 shown |= self._log(server_round, "train", _floats(metrics))
-        arrays = _like(to_tensors(record), state.arrays, server_round)
+        given = to_tensors(record)
+        arrays = _like(given, state.arrays, server_round)
+        if all(map(operator.is_, arrays.values(), given.values())):  # in one order, too
+            self._record = arrays, record
         state.arrays, state.round = arrays, server_round
         self._take_draw(server_round)
         state.totals.seconds = time.monotonic() - self._began
@@ -260,7 +271,7 @@ class RoundLoop:
         every = self.config.clients_every
         if not every or (server_round % every and not self._finished()):
             return {}
-        record = to_record(self.state.arrays)
+        record = self._as_record(self.state.arrays)
         config = ConfigRecord({"seed": self.config.seed, "server-round": server_round})
         with seeded_globals(self.config.seed, "evaluate", server_round):
             messages = self.strategy.configure_evaluate(server_round, record, config, self.grid)

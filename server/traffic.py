@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -31,8 +32,8 @@ def record_bytes(records: Iterable[ArrayRecord]) -> int:
     total = 0
     for record in records:
         for array in record.values():
-            item = torch.empty((), dtype=getattr(torch, array.dtype, torch.float32)).element_size()
-            total += item * int(torch.Size(array.shape).numel())
+            item: int = getattr(torch, array.dtype, torch.float32).itemsize
+            total += item * math.prod(array.shape)
     return total
 
 

@@ -8,14 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from pydantic import Field
 from torch import Tensor
 
 from fedsim import errors
-from fedsim.messages import Arrays, Broadcast, Replies, make_content, stack, to_tensors
+from fedsim.messages import Arrays, Broadcast, Replies, stack
 from fedsim.random import generator
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Strategy(FlowerStrategy):
         """Sends the parameters to the round's sample."""
         nodes = self.sample(config, grid, self.common.fraction_train)
         settings = {**config, **self.settings(server_round)}
-        return Broadcast(make_content({"arrays": to_tensors(arrays)}, settings), "train", nodes)
+        return Broadcast(_content(arrays, settings), "train", nodes)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -201,7 +201,7 @@ class Strategy(FlowerStrategy):
         """Sends the parameters to those who evaluate."""
         nodes = self.sample(config, grid, self.common.fraction_evaluate)
         settings = {**config, **self.settings(server_round)}
-        return Broadcast(make_content({"arrays": to_tensors(arrays)}, settings), "evaluate", nodes)
+        return Broadcast(_content(arrays, settings), "evaluate", nodes)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -239,6 +239,14 @@ class Strategy(FlowerStrategy):
 def sample_size(fraction: float, num_nodes: int) -> int:
     """Returns how many nodes such a fraction of them is, at least one."""
     return max(round(fraction * num_nodes), 1)
+
+
+def _content(arrays: ArrayRecord, config: Mapping[str, Any]) -> RecordDict:
+    """Returns what a message to the clients holds; the arrays are the server's own, not a copy."""
+    content = RecordDict()
+    content["arrays"] = arrays
+    content["config"] = ConfigRecord(dict(config))
+    return content
 
 
 def client_weights(weighted_by: Literal["examples", "uniform"], replies: Replies) -> Tensor:

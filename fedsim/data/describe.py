@@ -31,14 +31,19 @@ def spaced(n: int, most: int) -> Rows:
 
 
 def describe(data: FederatedData, clients: Rows | None = None) -> pd.DataFrame:
-    """Returns a DataFrame with one row per client, or per one of `clients`.
+    """Returns `columns_of` as a DataFrame."""
+    import pandas as pd
+
+    return pd.DataFrame(columns_of(data, clients))
+
+
+def columns_of(data: FederatedData, clients: Rows | None = None) -> dict[str, Array]:
+    """Returns what is to be said of each client, or of each of `clients`, by column.
 
     Columns: client (0..N-1), rows (that it trains on), holdout (that it evaluates on), weight
     (sum of its training rows' importance weights), and for classes one column of row counts per
     class, by name; for real targets target_mean and target_sd (NaN without rows).
     """
-    import pandas as pd
-
     clients = np.arange(data.clients) if clients is None else clients
     y, weights, owner = targets_of(data, clients)
     sizes = data.shards.sizes[clients]
@@ -60,7 +65,7 @@ def describe(data: FederatedData, clients: Rows | None = None) -> pd.DataFrame:
             spread = ((targets - mean[owner, None]) ** 2).mean(1)
             table["target_mean"] = mean
             table["target_sd"] = np.sqrt(np.bincount(owner, spread, n) / sizes)
-    return pd.DataFrame(table)
+    return table
 
 
 def targets_of(data: FederatedData, clients: Rows) -> tuple[Array, Array, Rows]:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
 from fedsim.clients.base import Batch, Client, Inputs, Reply
 from fedsim.grids.lanes import Block
 from fedsim.grids.passes import dense
-from fedsim.grids.trace import Graph, TraceCache, layout, leaves_of, replay
+from fedsim.grids.trace import Graph, TraceCache, builder, layout, leaves_of, replay
 from fedsim.messages import Arrays
 
 
@@ -145,7 +145,7 @@ class Stepper:
 
     def __init__(self, cache: TraceCache, state: Any) -> None:
         self._cache = cache
-        leaves, self._spec = tree_flatten(state)
+        leaves, self._build = leaves_of(state), builder(state)
         # what is one tensor for all clients becomes one each
         self._leaves = [leaf if dense(leaf) else leaf.contiguous() for leaf in leaves]
         pairs = enumerate(zip(self._leaves, leaves, strict=True))
@@ -156,7 +156,7 @@ class Stepper:
     @property
     def state(self) -> Any:
         """The state as a tree; the next advance may overwrite it."""
-        return tree_unflatten(self._leaves, self._spec)
+        return self._build(iter(self._leaves))
 
     def advance(self, key: object, function: Any, *inputs: Any) -> None:
         """Replaces the state by function(state, *inputs)."""

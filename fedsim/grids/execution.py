@@ -100,7 +100,7 @@ def divide(
     """
     forms: dict[object, list[int]] = {}
     by_plan: dict[int, list[int]] = {}  # clients of one size share a plan
-    if all(plan is plans[0] for plan in plans):
+    if len({*map(id, plans)}) == 1:
         by_plan[id(plans[0])] = [*range(len(plans))]
     else:
         for i, plan in enumerate(plans):

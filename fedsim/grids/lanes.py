@@ -184,8 +184,7 @@ class Block:
         """Returns (C,) of every scalar, or one such tensor for each step."""
         clients, length = len(self.plans), max(int(self.steps.max()), 1)
         stacked: dict[str, Tensor | tuple[Tensor, ...]] = {}
-        one_plan = all(plan is self.plan for plan in self.plans)
-        plans = [self.plan] if one_plan else self.plans
+        plans = [self.plan] if len({*map(id, self.plans)}) == 1 else self.plans
         for name in self.plan.scalars:
             given = [np.asarray(plan.scalars[name]) for plan in plans]
             if not any(value.ndim for value in given):

@@ -1,14 +1,18 @@
 """Records the operations that a tensor function ends in, below autograd and torch.func.
 
 This is what make_fx does for plain tensors, without torch's compiler, which make_fx loads though
-nothing is compiled (more than a second and 100 MB, where torch.func.grad has not loaded it).
+nothing is compiled: more than a second of every run, and 100 MB.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,6 +38,24 @@ class Form:
         """Returns the form of a tensor."""
         return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
 
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    def numel(self) -> int:
+        """Returns the number of elements."""
+        return self.shape.numel()
+
+    def zeros(self) -> Tensor:
+        """Returns zeros of this form."""
+        empty = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+        return empty.zero_()
+
+    def without_memory(self) -> Tensor:
+        """Returns a tensor of this form that has no numbers; its device is "meta"."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+
 
 def record(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> fx.GraphModule:
     """Returns the operations of function(*inputs) as a graph, with a Form in `meta["val"]`.
@@ -47,6 +69,35 @@ def record(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> f
     graph, node_of = recorder.graph, recorder.node_of
     graph.output([node_of(output) for output in outputs])
     return fx.GraphModule(recorder.constants, graph)
+
+
+class _NoCompiler(ModuleType):
+    """Stands for torch._dynamo as long as nothing but its absence is asked for.
+
+    torch.func.grad switches compiled autograd off while it computes, for which torch loads its
+    whole compiler; without a compiler there is nothing to switch off. Whoever asks for anything
+    else gets the real one.
+    """
+
+    compiled_autograd = SimpleNamespace(_disable=nullcontext)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self.__name__), name)
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Lets torch.func.grad work without loading torch's compiler, unless that is loaded."""
+    name = "torch._dynamo"
+    if name in sys.modules:
+        yield
+        return
+    stand_in = vars(torch)["_dynamo"] = _NoCompiler(name)
+    try:
+        yield
+    finally:
+        if vars(torch)["_dynamo"] is stand_in:  # an import puts the real one there
+            del vars(torch)["_dynamo"]
 
 
 class PlainMode(TorchDispatchMode):  # type: ignore[no-untyped-call]

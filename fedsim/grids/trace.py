@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fedsim.grids.passes import Run, emit, share_mode, simplify, write_in_place
-from fedsim.grids.record import record
+from fedsim.grids.passes import Run, emit, simplify, write_in_place
+from fedsim.grids.record import record, without_compiler
 
 T = TypeVar("T")
+
+Builder = Callable[[Iterator[Tensor]], Any]
+"""Makes a tree of its leaves."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class TraceCache:
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
         self.seconds = 0.0
-        self._graphs: dict[object, tuple[Graph, Any]] = {}
+        self._graphs: dict[object, tuple[Graph, Builder]] = {}
         self._made: dict[object, Any] = {}
         self._lock = threading.Lock()
 
@@ -60,8 +64,8 @@ class TraceCache:
         with torch.no_grad():
             if not self.enabled:
                 return function(*args)
-            graph, out_spec, leaves = self._find(key, function, args)
-            return pytree.tree_unflatten(replay(graph, leaves), out_spec)
+            graph, build, leaves = self._find(key, function, args)
+            return build(iter(replay(graph, leaves)))
 
     def graph(
         self, key: object, function: Callable[..., Any], *args: Any, donate: bool = False
@@ -83,8 +87,8 @@ class TraceCache:
 
     def _find(
         self, key: object, function: Callable[..., Any], args: tuple[Any, ...], donated: int = 0
-    ) -> tuple[Graph, Any, list[Tensor]]:
-        """Returns the graph, the structure of its result, and the leaves of args."""
+    ) -> tuple[Graph, Builder, list[Tensor]]:
+        """Returns the graph, what builds its result, and the leaves of args."""
         form: list[object] = []
         leaves: list[Tensor] = []
         _flatten(args, leaves, form)
@@ -102,19 +106,18 @@ class TraceCache:
         args: tuple[Any, ...],
         leaves: list[Tensor],
         donated: int,
-    ) -> tuple[Graph, Any]:
-        with self._lock, torch.no_grad():
+    ) -> tuple[Graph, Builder]:
+        with self._lock, without_compiler(), torch.no_grad():
             if key in self._graphs:
                 return self._graphs[key]
             start = time.perf_counter()
             spec = pytree.tree_structure(args)
-            out_spec: list[Any] = []
+            builders: list[Builder] = []
 
             def flat(*inputs: Tensor) -> list[Tensor]:
                 out = function(*pytree.tree_unflatten(list(inputs), spec))
-                out_leaves, treedef = pytree.tree_flatten(out)
-                out_spec[:] = [treedef]
-                return out_leaves
+                builders[:] = [builder(out)]
+                return leaves_of(out)
 
             # inputs are told apart by identity: two that are one tensor now may differ later
             inputs = [leaf.detach() for leaf in leaves]
@@ -124,12 +127,11 @@ class TraceCache:
                 raise ValueError("it changes what it is given in place; return new tensors")
             module = record(flat, inputs)
             _refuse_random(module)
-            share_mode(module.graph)
             written: frozenset[int] = frozenset()
             if not any(_has(node, "mutable") for node in module.graph.nodes):
                 simplify(module)  # which takes equal expressions for equal tensors
                 written = write_in_place(module.graph, donated)
-            self._graphs[key] = (Graph(emit(module), written), out_spec[0])
+            self._graphs[key] = (Graph(emit(module), written), builders[0])
             self.seconds += time.perf_counter() - start
             return self._graphs[key]
 
@@ -153,6 +155,23 @@ def leaves_of(tree: Any) -> list[Tensor]:
     leaves: list[Tensor] = []
     _flatten(tree, leaves, None)
     return leaves
+
+
+def builder(tree: Any) -> Builder:
+    """Returns what makes such a tree of other tensors, which come as `leaves_of` gives them."""
+    if isinstance(tree, Tensor):
+        return next
+    if isinstance(tree, dict):
+        parts = [(key, builder(value)) for key, value in tree.items()]
+        return lambda leaves: {key: build(leaves) for key, build in parts}
+    if isinstance(tree, (tuple, list)):
+        items = [builder(value) for value in tree]
+        kind: Any = type(tree)
+        if hasattr(tree, "_fields"):  # a named tuple
+            return lambda leaves: kind(*[build(leaves) for build in items])
+        return lambda leaves: kind([build(leaves) for build in items])
+    spec = pytree.tree_structure(tree)
+    return lambda leaves: pytree.tree_unflatten([*islice(leaves, spec.num_leaves)], spec)
 
 
 def _flatten(tree: Any, leaves: list[Tensor], form: list[object] | None) -> None:

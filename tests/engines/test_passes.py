@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import conv2d, max_pool2d
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fedsim.clients.base import Batch, Inputs
 from fedsim.grids.execute import Stepper
-from fedsim.grids.passes import share_mode, simplify
+from fedsim.grids.passes import simplify
 from fedsim.grids.record import record
 from fedsim.grids.trace import TraceCache, leaves_of, replay
 from fedsim.models import FunctionalModel
@@ -220,7 +220,6 @@ def test_steps_of_convolutions(stride: int, padding: int, layout: torch.memory_f
 def operators(function: Any, *args: Tensor) -> list[str]:
     """Returns the names of the operators of the simplified graph."""
     module = record(lambda *xs: leaves_of(function(*xs)), args)
-    share_mode(module.graph)
     simplify(module)
     return [n.target.__name__ for n in module.graph.nodes if n.op == "call_function"]
 
@@ -245,6 +244,23 @@ def test_pooling_before_relu_changes_no_bit(size: int, stride: int, padding: int
     got, want = TraceCache().call("pool", function, x, weight), function(x, weight)
     for a, b in zip(got, want, strict=True):
         assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
+def test_a_convolution_s_bias_has_its_gradient_by_a_sum() -> None:
+    def function(w: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        def loss(w: Tensor, b: Tensor) -> Tensor:
+            return conv2d(x, w, b).square().sum()
+
+        return grad(loss, (0, 1))(w, b)
+
+    shapes = ((4, 3, 3, 3), (4,), (2, 3, 6, 6))
+    given = [draw(*shape, seed=i, dtype=torch.float64) for i, shape in enumerate(shapes)]
+    module = record(lambda *xs: leaves_of(function(*xs)), given)
+    simplify(module)
+    (node,) = [n for n in module.graph.nodes if "convolution_backward" in str(n.target)]
+    assert node.args[-1] == [False, True, False]
+    for got, want in zip(module(*given), function(*given), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
 def test_relu_stays_where_something_else_looks_at_it() -> None:

@@ -68,9 +68,31 @@ def test_the_compiler_is_not_loaded() -> None:
     code = (
         "import sys, torch\n"
         "from fedsim.grids.trace import TraceCache\n"
-        "f = torch.func.vmap(lambda x: x * 2 + 1)\n"
+        "def loss(x):\n"
+        "    return (torch.log_softmax(x * 2 + 1, -1)[0].exp() / torch.ones(3)).sum()\n"
+        "f = torch.func.vmap(torch.func.grad(lambda x: loss(x * x)))\n"
         "cache = TraceCache()\n"
-        "assert cache.call('f', f, torch.ones(3)).tolist() == [3.0] * 3 and len(cache) == 1\n"
-        "print('torch._inductor' in sys.modules)"
+        "x = torch.rand(4, 3)\n"
+        "assert cache.call('f', f, x).shape == (4, 3) and len(cache) == 1\n"
+        "print([m for m in ('_dynamo', '_inductor') if f'torch.{m}' in sys.modules])\n"
+        "assert torch.allclose(cache.call('f', f, x), f(x))\n"
+        "print('torch._dynamo' in sys.modules)"
     )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\nTrue\n"
+
+
+def test_whoever_asks_for_the_compiler_gets_it() -> None:
+    code = (
+        "import sys, torch\n"
+        "from fedsim.grids.record import without_compiler\n"
+        "with without_compiler():\n"
+        "    stand_in = torch._dynamo\n"
+        "    assert 'torch._dynamo' not in sys.modules\n"
+        "    config = stand_in.config\n"
+        "    assert torch._dynamo is sys.modules['torch._dynamo'] is not stand_in\n"
+        "assert torch._dynamo.config is config\n"
+        "with without_compiler():\n"
+        "    assert torch._dynamo.config is config\n"
+        "print(torch.func.grad(torch.sin)(torch.tensor(0.0)).item())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "1.0\n"

@@ -10,9 +10,9 @@ from fedsim.grids.passes.equal import merge_equal
 from fedsim.grids.passes.fuse import fuse
 from fedsim.grids.passes.inplace import write_in_place
 from fedsim.grids.passes.noops import remove_noops
-from fedsim.grids.passes.rewrite import dense, share_mode
+from fedsim.grids.passes.rewrite import dense
 
-__all__ = ["Run", "dense", "emit", "share_mode", "simplify", "write_in_place"]
+__all__ = ["Run", "dense", "emit", "simplify", "write_in_place"]
 
 
 def simplify(module: fx.GraphModule) -> None:

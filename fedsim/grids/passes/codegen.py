@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from fedsim.grids.record import PlainMode
+from fedsim.grids.record import Form, PlainMode
 
 Run = Callable[..., list[Tensor]]
 
@@ -71,15 +71,23 @@ def quickest(node: fx.Node) -> Callable[..., Any]:
     if not isinstance(target, torch._ops.OpOverload) or not target._schema.name.startswith("aten"):
         return target  # type: ignore[no-any-return]
     name = target._schema.name.removeprefix("aten::")
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-    wanted = _dispatched(target, args, kwargs, node.meta["val"])
+    args, kwargs = fx.map_arg((node.args, node.kwargs), _without_memory)
+    result = _without_memory(node)
+    wanted = _dispatched(target, args, kwargs, result)
     for home in (torch._C._TensorBase, torch._C._VariableFunctions, torch._C._nn):
         candidate = getattr(home, name, None)
         if candidate is None:
             continue
-        if _dispatched(candidate, args, kwargs, node.meta["val"]) == wanted != []:
+        if _dispatched(candidate, args, kwargs, result) == wanted != []:
             return candidate  # type: ignore[no-any-return]
     return target
+
+
+def _without_memory(node: fx.Node) -> Any:
+    """Returns tensors of a node's form."""
+    return tree_map(
+        lambda x: x.without_memory() if isinstance(x, Form) else x, node.meta.get("val")
+    )
 
 
 def _dispatched(

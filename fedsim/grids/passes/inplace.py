@@ -37,7 +37,7 @@ def write_in_place(graph: fx.Graph, donated: int) -> frozenset[int]:
     held = [memory[result] for result in results if isinstance(result, fx.Node)]
     for given, result in zip(inputs[:donated], results[:donated], strict=True):
         mine = memory.get(result)
-        if mine is None or not dense(result.meta["val"]) or held.count(mine) > 1:
+        if mine is None or not dense(result.meta["val"].without_memory()) or held.count(mine) > 1:
             continue
         if mine is given or mine in writable:
             writable.add(given)

@@ -1,7 +1,9 @@
 """What the passes share: the value that a node will have, and replacing one node by another.
 
-The value's form (sizes, strides, dtype) is known at trace time, as a tensor without memory in
-`node.meta["val"]`. Views are recorded for strides, so a replacement must keep the form.
+The value's Form is known at trace time, in `node.meta["val"]`. Views are recorded for strides, so a
+replacement must keep the form. That of a new node is found by computing it once, with zeros: what
+torch says of tensors without memory may differ (a convolution's strides), and for most operators it
+loads its compiler to say it.
 """
 
 from __future__ import annotations
@@ -23,33 +25,15 @@ Node = Any
 _UNANNOTATED_VIEWS = frozenset({aten._unsafe_view.default})
 
 
-def share_mode(graph: fx.Graph) -> None:
-    """Puts the forms that the recorder saw into tensors without memory, to compute new forms with.
-
-    They are those of the real tensors: what is said of a convolution's strides without computing it
-    may differ.
-    """
-
-    def form(seen: Any) -> Any:
-        if not isinstance(seen, Form):
-            return seen
-        return torch.empty_strided(seen.shape, seen.stride, dtype=seen.dtype, device="meta")
-
-    for node in graph.nodes:
-        node.meta["val"] = tree_map(form, node.meta.get("val"))
-
-
-def value(node: Any) -> Tensor | None:
+def value(node: Any) -> Form | None:
     """Returns the form of a node that is one tensor, else None."""
     found = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return found if isinstance(found, Tensor) else None
+    return found if isinstance(found, Form) else None
 
 
-def same_form(a: Tensor | None, b: Tensor | None) -> bool:
-    """Says whether two values agree in sizes, strides and dtype."""
-    if a is None or b is None:
-        return False
-    return a.dtype == b.dtype and a.shape == b.shape and a.stride() == b.stride()
+def same_form(a: Form | None, b: Form | None) -> bool:
+    """Says whether two values agree in sizes, strides, dtype and device."""
+    return a is not None and a == b
 
 
 def dense(tensor: Tensor) -> bool:
@@ -83,12 +67,16 @@ def only_used_once(node: Node) -> bool:
 
 def insert(before: Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
     """Returns a new node ahead of `before`; raises RuntimeError if it could not be computed."""
-    forms, keywords = fx.map_arg((args, kwargs), lambda node: node.meta["val"])
-    result = target(*forms, **keywords)
+    result = target(*_zeros(args), **_zeros(kwargs))
     with before.graph.inserting_before(before):
         node = before.graph.call_function(target, args, kwargs)
-    node.meta["val"] = result
+    node.meta["val"] = tree_map(lambda x: Form.of(x) if isinstance(x, Tensor) else x, result)
     return node
+
+
+def _zeros(args: Any) -> Any:
+    values = fx.map_arg(args, lambda node: node.meta["val"])
+    return tree_map(lambda x: x.zeros() if isinstance(x, Form) else x, values)
 
 
 def replace(node: Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
