@@ -65,14 +65,14 @@ class RayGrid(InlineGrid):
             for message in able[: self._cohorts.idle()] if able else ():
                 left.remove(message)
                 open_ids.update(self.push_messages([message]))
-            self._look()
-            come = [i for i in self._answers if i in open_ids]
-            for message_id in come:
-                open_ids.remove(message_id)
-                if not take(self._taken(message_id)):
-                    self._forget(open_ids)
-                    return
-            if not come:
+            waiting = len(open_ids)
+            for message_id in list(open_ids):  # no more than there are workers
+                for reply in self.pull_messages([message_id]):
+                    open_ids.remove(message_id)
+                    if not take(reply):
+                        self._forget(open_ids)
+                        return
+            if len(open_ids) == waiting:
                 time.sleep(POLL_SECONDS)
 
     def _look(self) -> None:
