@@ -331,6 +331,18 @@ def _answered(replies: Mapping[int, Message]) -> Callable[[int], Message]:
     return request
 
 
+def nodes_of(messages: Sequence[Message]) -> Sequence[int]:
+    """Returns the nodes that messages go to."""
+    if isinstance(messages, Broadcast):
+        return messages.node_ids
+    return [message.metadata.dst_node_id for message in messages]
+
+
+def trains(message_type: str) -> bool:
+    """Says whether messages of a type ask for training, by whichever action."""
+    return message_type.partition(".")[0] == "train"
+
+
 def config_of(content: RecordDict) -> dict[str, Any]:
     """Returns the scalars of the message's ConfigRecords, merged."""
     merged: dict[str, Any] = {}

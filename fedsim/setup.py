@@ -39,7 +39,7 @@ from fedsim.random import integer
 from fedsim.scenario import Scenario
 from fedsim.scenario.components import COMPONENTS, Imported
 from fedsim.scenario.sections import EngineParams
-from fedsim.server import faults
+from fedsim.server import faults, stragglers
 from fedsim.server.faults import FaultyGrid
 from fedsim.server.recorder import Recorder
 from fedsim.server.state import LoopConfig, Stopping
@@ -123,7 +123,8 @@ class Setup:
             needs,
             deadline,
         )
-        if asynchronous(self.strategy) and self.scenario.clock is None:
+        first_come = asynchronous(self.strategy) or self.scenario.over_sampling > 1
+        if first_come and self.scenario.clock is None:
             return RayGrid(cohorts, nodes, seed=self.seed)
         return InlineGrid(cohorts, nodes, seed=self.seed)
 
@@ -156,6 +157,7 @@ class Setup:
             keep_every=s.checkpoint.keep_every,
             save_draws=s.posterior.save_draws != "none",
             clock=self.clock(),
+            over_sampling=s.over_sampling,
         )
 
     def clock(self) -> SimulatedClock | None:
@@ -172,6 +174,7 @@ class Setup:
             bandwidth=None if c.megabytes_per_second is None else c.megabytes_per_second * 1e6,
             sigma=c.sigma if c.speeds == "lognormal" else 0.0,
             jitter=c.jitter,
+            deadline=c.deadline,
         )
 
     def plan(self) -> dict[str, Any]:
@@ -223,6 +226,13 @@ def prepare(scenario: Scenario) -> Setup:
     check_stopping(setup)
     problems = list(batch_norm.objections(setup))
     problems += _clock_missing(setup)
+    problems += stragglers.objections(
+        strategy,
+        len(data.shards),
+        scenario.over_sampling,
+        scenario.clock.deadline if scenario.clock else None,
+        _no_clock(setup),
+    )
     problems += [Problem("posterior.reference", why) for why in reference.objections(setup)]
     if scenario.faults is not None:
         problems += faults.objections(scenario.faults, len(data.shards))
@@ -261,18 +271,22 @@ def forget_data() -> None:
 
 def _clock_missing(setup: Setup) -> list[Problem]:
     """Returns why a strategy that does not wait for everybody cannot do without a clock."""
-    if not asynchronous(setup.strategy) or setup.scenario.clock is not None:
+    why = _no_clock(setup)
+    if not asynchronous(setup.strategy) or why is None:
         return []
-    on_ray = setup.scenario.engine.name == "ray"
-    if on_ray and not isinstance(setup.client, ClientApp):
-        return []  # where clients take as long as they take
-    what = "is required: the strategy updates with the replies that come first, and "
-    what += (
-        "Flower's ClientApps answer together"
-        if on_ray
-        else "the engine inline answers all messages at once"
-    )
+    what = f"is required: the strategy updates with the replies that come first, and {why}"
     return [Problem("clock", what, hint="Write clock: {} for clients of log-normal speeds")]
+
+
+def _no_clock(setup: Setup) -> str | None:
+    """Returns why no reply comes before the others; None if one does, by whichever clock."""
+    if setup.scenario.clock is not None:
+        return None
+    if setup.scenario.engine.name != "ray":
+        return "the engine inline answers all messages at once"
+    if isinstance(setup.client, ClientApp):
+        return "Flower's ClientApps answer together"
+    return None  # clients take as long as they take
 
 
 def asynchronous(strategy: FlowerStrategy) -> bool:

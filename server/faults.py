@@ -13,11 +13,11 @@ parameters where theirs reply with gradients.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -25,7 +25,15 @@ from fedsim.errors import Problem
 from fedsim.grids.apps import copy_message
 from fedsim.grids.nodes import partition_of
 from fedsim.grids.wrapped import WrappedGrid
-from fedsim.messages import Arrays, Broadcast, config_of, to_record, to_tensors
+from fedsim.messages import (
+    ERROR_CODE,
+    Arrays,
+    Broadcast,
+    config_of,
+    to_record,
+    to_tensors,
+    trains,
+)
 from fedsim.random import generator
 from fedsim.scenario.sections import Corrupt, Fault, FaultsParams, SignFlip
 from fedsim.server.recorder import Recorder
@@ -64,7 +72,7 @@ class FaultyGrid(WrappedGrid):
             kind: chosen(kind, fault, clients, self.seed) for kind, fault in self._faults.items()
         }
         self._counts = dict.fromkeys(self._faults, 0)
-        self._pushed: dict[str, RecordDict] = {}
+        self._pushed: dict[str, Message] = {}
 
     def take_counts(self) -> dict[str, float]:
         """Returns how many replies each kind of fault has struck since it was last asked."""
@@ -77,7 +85,7 @@ class FaultyGrid(WrappedGrid):
     ) -> Sequence[Message]:
         """Returns the replies that arrive, some of them changed."""
         if isinstance(messages, Broadcast):
-            if not _trains(messages.message_type):
+            if not trains(messages.message_type):
                 return super().send_and_receive(messages, timeout=timeout)
             messages.reduction = None
             sent = dict.fromkeys(messages.node_ids, messages.content)
@@ -92,16 +100,38 @@ class FaultyGrid(WrappedGrid):
         """Sends messages; returns their ids."""
         messages = list(messages)
         message_ids = list(super().push_messages(messages))
-        contents = [message.content for message in messages]
-        self._pushed.update(zip(message_ids, contents, strict=True))
+        self._pushed.update(zip(message_ids, messages, strict=True))
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Sequence[Message]:
-        """Returns the replies that have come and arrive, some of them changed."""
-        replies, nothing = super().pull_messages(message_ids), RecordDict()
-        return self._arrived(
-            [(r, self._pushed.pop(r.metadata.reply_to_message_id, nothing)) for r in replies]
-        )
+        """Returns the replies that have come, some of them changed.
+
+        Where nothing arrives there is an error at the time when it would have come, so that nobody
+        waits for it forever.
+        """
+        replies = super().pull_messages(message_ids)
+        asked = [self._pushed.pop(reply.metadata.reply_to_message_id) for reply in replies]
+        return self._or_errors(replies, asked)
+
+    def first_come(self, messages: Sequence[Message], take: Callable[[Message], bool]) -> None:
+        """Hands over the replies as they come, some of them changed; errors for what is missing."""
+        asked = {message.metadata.dst_node_id: message for message in messages}
+
+        def take_what_arrives(reply: Message) -> bool:
+            (arrived,) = self._or_errors([reply], [asked[reply.metadata.src_node_id]])
+            return take(arrived)
+
+        super().first_come(messages, take_what_arrives)
+
+    def _or_errors(self, replies: Sequence[Message], asked: Sequence[Message]) -> list[Message]:
+        """Returns what arrives of the replies to `asked`, and errors in place of the others."""
+        pairs = [(r, message.content) for r, message in zip(replies, asked, strict=True)]
+        there = {m.metadata.reply_to_message_id: m for m in self._arrived(pairs)}
+        return [
+            there.get(r.metadata.reply_to_message_id)
+            or Message(Error(ERROR_CODE, "no reply"), reply_to=message)
+            for r, message in zip(replies, asked, strict=True)
+        ]
 
     def _arrived(self, replies: Sequence[tuple[Message, RecordDict]]) -> list[Message]:
         """`replies`: each with the content that it answers."""
@@ -109,7 +139,7 @@ class FaultyGrid(WrappedGrid):
         struck: dict[tuple[int, str], Hit] = {}
         for reply, sent in replies:
             kind = reply.metadata.message_type
-            if reply.has_error() or not _trains(kind):
+            if reply.has_error() or not trains(kind):
                 arrived.append(reply)
                 continue
             server_round = int(config_of(sent).get("server-round", 0))
@@ -194,10 +224,6 @@ def objections(params: FaultsParams, clients: int) -> list[Problem]:
             what = f"is none of {clients} clients"
             found.append(Problem(f"faults.{kind}.fraction", what, fault.fraction))
     return found
-
-
-def _trains(message_type: str) -> bool:
-    return message_type.partition(".")[0] == "train"
 
 
 def _turned(value: Tensor, received: Tensor | None, scale: float) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
@@ -25,17 +25,20 @@ from fedsim.messages import (
     Received,
     Reduction,
     Replies,
+    nodes_of,
     stack,
     to_record,
     to_tensors,
+    trains,
 )
-from fedsim.random import seeded_globals
+from fedsim.random import generator, seeded_globals
 from fedsim.server.check import Checked, StackCheck, check_replies, finite
 from fedsim.server.evaluation import Evaluator
 from fedsim.server.faults import FaultyGrid
 from fedsim.server.recorder import Recorder
 from fedsim.server.restore import names_of, restore_strategy
 from fedsim.server.state import LoopConfig, LoopState, Metrics, Totals
+from fedsim.server.stragglers import hear, with_more
 from fedsim.server.traffic import bytes_received, bytes_sent, gradients_of
 from fedsim.server.waiting import Waiting, tolerated_failures
 from fedsim.strategies.base import Exchange, ReplySchema, Strategy
@@ -164,25 +167,39 @@ class RoundLoop:
     def _ask_all(
         self, server_round: int, index: int, exchange: Exchange, record: ArrayRecord
     ) -> Checked:
-        """Returns the replies of everybody who was asked."""
+        """Returns the replies of everybody who was asked, or of those who came first."""
         config = ConfigRecord({"seed": self.config.seed, "server-round": server_round})
         # Flower's strategies sample nodes and draw noise from global generators
         stream = (self.config.seed, "strategy", server_round, index)
         with self._seeded(*stream):
             messages = exchange.configure(server_round, record, config, self.grid)
             messages = messages if isinstance(messages, Broadcast) else list(messages)
-        schema = exchange.schema(record)
+        schema, wait = exchange.schema(record), len(messages)
+        turns: Sequence[int] = range(wait)
+        if self.config.over_sampling > 1 and trains(exchange.message_type):
+            rng = generator(self.config.seed, "over_sampling", server_round)
+            nodes = self.grid.get_node_ids()
+            messages = with_more(messages, self.config.over_sampling, nodes, rng)
+            turns = rng.permutation(len(messages)).tolist()
         if isinstance(messages, Broadcast) and exchange.weights is not None:
             check = StackCheck(schema, record if schema.records is None else None)
             messages.reduction = Reduction(check, exchange.weights)
-        replies = self.grid.send_and_receive(messages)
-        asked = _nodes(messages)
         self.state.totals.bytes_down += bytes_sent(messages)
-        self.state.totals.bytes_up += bytes_received(replies)
-        self.waiting.pass_by(messages)
-        checked = check_replies(replies, asked, schema, record)
-        self._report_failures(server_round, exchange.message_type, checked, len(asked))
-        return checked
+        heard = hear(
+            self.grid,
+            messages,
+            wait,
+            lambda replies, asked: check_replies(replies, asked, schema, record),
+            durations=self.waiting.durations(messages),
+            deadline=self.config.clock.deadline if self.config.clock else None,
+            turns=turns,
+            weights=exchange.weights,
+        )
+        self.state.totals.bytes_up += heard.bytes_up
+        self.state.totals.late += heard.late
+        self.waiting.now += heard.seconds
+        self._report_failures(server_round, exchange.message_type, heard.checked, wait)
+        return heard.checked
 
     def _ask_some(
         self, server_round: int, wait: int, exchange: Exchange, record: ArrayRecord
@@ -262,7 +279,7 @@ class RoundLoop:
         if not len(messages):
             return {}
         replies = self.grid.send_and_receive(messages)
-        asked = _nodes(messages)
+        asked = nodes_of(messages)
         self.state.totals.bytes_down += bytes_sent(messages)
         self.state.totals.bytes_up += bytes_received(replies)
         key = weight_key(self.strategy)
@@ -302,6 +319,10 @@ class RoundLoop:
             del totals["simulated_seconds"]
         else:
             names.append("simulated_seconds")
+        if self.config.over_sampling > 1:
+            names.append("late")
+        else:
+            del totals["late"]
         system = {f"total_{name}": float(value) for name, value in totals.items()}
         for name in names:
             system[name] = float(totals[name] - getattr(before, name))
@@ -395,12 +416,6 @@ def _like(new: Arrays, old: Arrays, server_round: int) -> Arrays:
         if not bool(finite(tensor[None])[0]):
             raise RunFailed(f"round {server_round}: the aggregate of {name!r} has NaN or Inf")
     return {name: new[name].to(tensor.device, tensor.dtype) for name, tensor in old.items()}
-
-
-def _nodes(messages: Sequence[Message]) -> list[int]:
-    if isinstance(messages, Broadcast):
-        return list(messages.node_ids)
-    return [message.metadata.dst_node_id for message in messages]
 
 
 def _floats(metrics: MetricRecord) -> Metrics:

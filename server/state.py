@@ -40,6 +40,7 @@ class LoopConfig:
     keep_every: int = 0
     save_draws: bool = True
     clock: SimulatedClock | None = None
+    over_sampling: float = 1.0
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Totals:
     dropped: float = 0.0
     draws: float = 0.0
     simulated_seconds: float = 0.0
+    late: float = 0.0
 
 
 @dataclass

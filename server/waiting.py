@@ -66,10 +66,9 @@ class Waiting:
         """The nodes that work on something, a node for each message."""
         return [sent.node_id for sent in self._sent.values()]
 
-    def pass_by(self, messages: Sequence[Message]) -> None:
-        """Lets as much simulated time pass as the slowest of these takes."""
-        if self.clock is not None:
-            self.now += max(self._durations(_parts(messages)), default=0.0)
+    def durations(self, messages: Sequence[Message]) -> list[float] | None:
+        """Returns how long each of these takes on the simulated clock; None without one."""
+        return None if self.clock is None else self._durations(_parts(messages))
 
     def collect(
         self,

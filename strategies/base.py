@@ -181,7 +181,7 @@ class Strategy(FlowerStrategy):
         """Returns the nodes of this round, at least one, in the order of their ids."""
         found = grid.get_node_ids()
         nodes = found if isinstance(found, range) else sorted(found)  # never a list of a million
-        size = max(round(fraction * len(nodes)), 1)
+        size = sample_size(fraction, len(nodes))
         if size >= len(nodes):
             return list(nodes)
         rng = generator(int(config["seed"]), "sample", int(config["server-round"]))
@@ -234,6 +234,11 @@ class Strategy(FlowerStrategy):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
+
+
+def sample_size(fraction: float, num_nodes: int) -> int:
+    """Returns how many nodes such a fraction of them is, at least one."""
+    return max(round(fraction * num_nodes), 1)
 
 
 def _content(arrays: ArrayRecord, config: Mapping[str, Any]) -> RecordDict:

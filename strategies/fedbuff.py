@@ -18,16 +18,16 @@ the buffer holds, no update is stale, and with η_g = 1 this is FedAvg with the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from pydantic import Field
 
 from fedsim.errors import RunFailed
+from fedsim.grids.nodes import pick
 from fedsim.means import mean_dtype
 from fedsim.messages import (
     Arrays,
@@ -144,23 +144,6 @@ class FedBuff(Strategy):
         metrics["staleness_mean"] = sum(staleness) / len(staleness)
         metrics["staleness_max"] = max(staleness)
         return to_record(new), metrics
-
-
-def pick(
-    nodes: Sequence[int], busy: Collection[int], count: int, rng: np.random.Generator
-) -> list[int]:
-    """Returns `count` of the nodes (ascending) that are not busy, or all, in the order of ids."""
-    at = np.array(sorted(nodes.index(node) for node in busy if node in nodes), np.int64)
-    idle = len(nodes) - len(at)
-    if count <= 0 or not idle:
-        return []
-    if count >= idle:
-        taken = np.arange(idle)
-    else:
-        taken = np.sort(rng.choice(idle, count, replace=False))
-    # the i-th idle node: beyond as many busy ones as lie before it
-    before = np.searchsorted(at - np.arange(len(at)), taken, side="right")
-    return [nodes[int(i)] for i in taken + before]
 
 
 def _numbers(replies: Received) -> Replies:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedsim.errors import Params, UserError
 from fedsim.messages import Arrays, to_tensors
-from fedsim.strategies.base import Exchange, ReplySchema, Strategy
+from fedsim.strategies.base import Exchange, ReplySchema, Strategy, sample_size
 
 DEFAULT_CLIENT = "sgd"
 """Serves a strategy of Flower's when the scenario names no client."""
@@ -181,8 +181,7 @@ def _too_few_nodes(strategy: flower.Strategy, num_nodes: int) -> list[str]:
         if not 0 <= fraction <= 1:
             found.append(f"{name}.fraction_{phase} must be in [0, 1], not {fraction:g}")
             continue
-        least = int(getattr(strategy, f"min_{phase}_nodes", 0))
-        size = max(int(num_nodes * fraction), least) if fraction else 0
+        size = _sample_size(strategy, phase, num_nodes)
         sampled = size if phase == "train" else sampled
         needed = max(needed, size)
     if needed > num_nodes:
@@ -197,6 +196,22 @@ def _too_few_nodes(strategy: flower.Strategy, num_nodes: int) -> list[str]:
             f" {4 * malicious + 3} replies a round, but {sampled} nodes are sampled"
         )
     return found
+
+
+def _sample_size(strategy: flower.Strategy, phase: str, num_nodes: int) -> int:
+    """Returns how many nodes a strategy of Flower's samples for `train` or `evaluate`."""
+    fraction = float(getattr(strategy, f"fraction_{phase}", 0.0))
+    least = int(getattr(strategy, f"min_{phase}_nodes", 0))
+    return max(int(num_nodes * fraction), least) if fraction else 0
+
+
+def cohort_size(strategy: flower.Strategy, num_nodes: int) -> int | None:
+    """Returns how many nodes train each round; None where the strategy has a way of its own."""
+    if isinstance(strategy, Strategy):
+        own = type(strategy).configure_train is not Strategy.configure_train
+        return None if own else sample_size(strategy.common.fraction_train, num_nodes)
+    inner = unwrapped(strategy)[-1]
+    return _sample_size(inner, "train", num_nodes) if hasattr(inner, "fraction_train") else None
 
 
 def unwrapped(strategy: flower.Strategy) -> list[flower.Strategy]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fedsim.clients.base import Plan
+from fedsim.messages import trains
 from fedsim.random import generator
 
 Id = TypeVar("Id")
@@ -32,7 +33,8 @@ class SimulatedClock:
     seconds, seconds_per_example: of compute at speed 1, for each message and each example. latency:
     seconds on the way, there and back together. bandwidth: bytes a second in each direction; None:
     unlimited. A reply is taken to be as large as its message. sigma, jitter: standard deviations of
-    the logarithms of the clients' speeds and of a message's factor; 0 makes all equal.
+    the logarithms of the clients' speeds and of a message's factor; 0 makes all equal. deadline:
+    seconds after which a synchronous round waits for no reply; None: for all.
     """
 
     seed: int
@@ -43,6 +45,7 @@ class SimulatedClock:
     bandwidth: float | None = None
     sigma: float = 0.0
     jitter: float = 0.0
+    deadline: float | None = None
     _speeds: dict[int, float] = field(default_factory=dict, init=False, repr=False)
 
     def speed(self, partition: int) -> float:
@@ -60,7 +63,7 @@ class SimulatedClock:
         A message that asks nothing to be computed (`query`) takes the network's time alone.
         """
         network = self.latency + (2 * size / self.bandwidth if self.bandwidth else 0.0)
-        if message_type.partition(".")[0] != "train":
+        if not trains(message_type):
             return network
         examples = self.work(message_type, config, partition)
         speed = self.speed(partition) * self._factor(message_type, config, partition)

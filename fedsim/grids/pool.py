@@ -106,6 +106,11 @@ class Pool:
             self._await_first()
         return [worker.handle for worker in self._slots if worker.place is not None]
 
+    def idle(self) -> int:
+        """Returns how many of the workers that are ready have nothing to do."""
+        busy = {id(flight.handle) for flight in self._flights.values()}
+        return sum(id(handle) not in busy for handle in self.alive())
+
     def run(self, calls: Sequence[Call], deadline: float | None = None) -> list[Any]:
         """Returns the calls' results in order; a Late where a worker has not answered by then.
 

@@ -29,10 +29,12 @@ from fedsim.grids.pool import GRACE, Late, Pool, dashboard, store_errors
 from fedsim.grids.shards import Shards
 from fedsim.grids.worker import Keep, Order, Share
 from fedsim.means import MeanTree
-from fedsim.messages import config_of, to_tensors
+from fedsim.messages import Arrays, config_of, to_tensors
 from fedsim.scenario.sections import ClientResources
 
 T = TypeVar("T")
+Kept = Sequence[tuple[Sequence[int], Arrays]]
+"""The states that some partitions keep, stacked."""
 
 
 class RayCohorts(Cohorts):
@@ -132,19 +134,24 @@ class RayCohorts(Cohorts):
         self._note_places(order)
         return self._pool.submit(lambda h: h.train.remote(told, shares, states), patience)
 
-    def finished(self) -> dict[int, CohortResult]:
-        """Returns what has been computed since the last call, by number."""
-        results: dict[int, CohortResult] = {}
+    def idle(self) -> int:
+        """Returns how many workers have nothing to do."""
+        return self._pool.idle()
+
+    def finished(self) -> dict[int, tuple[CohortResult, Kept]]:
+        """Returns what has been computed since the last call, by number.
+
+        With each, what the client would keep, which `states` takes if the reply is taken.
+        """
+        results: dict[int, tuple[CohortResult, Kept]] = {}
         for number, out in self._pool.done().items():
             if isinstance(out, Late):
                 reason = f"no answer within {self._deadline:g} s (deadline)"
-                results[number] = CohortResult([], {}, {}, {0: reason})
+                results[number] = CohortResult([], {}, {}, {0: reason}), []
                 continue
             trained = _not_refused(out)
-            for partitions, kept in trained.kept:
-                self.states.scatter(partitions, kept)
             self._note(trained)
-            results[number] = joined(trained.parts)
+            results[number] = joined(trained.parts), trained.kept
         return results
 
     def _evaluated(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -57,6 +57,11 @@ class WrappedGrid(Grid):
         """Returns the replies to the messages."""
         replies = self.inner.send_and_receive(messages, timeout=timeout)
         return replies if isinstance(replies, Sequence) else list(replies)
+
+    def first_come(self, messages: Sequence[Message], take: Callable[[Message], bool]) -> None:
+        """Hands over the replies as they come, if the grid inside has a clock of its own."""
+        inner: Any = self.inner
+        inner.first_come(messages, take)
 
     def state_dict(self) -> tuple[Arrays, dict[str, Any]]:
         """Returns the state of the clients, if the grid inside keeps it."""

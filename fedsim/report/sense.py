@@ -11,7 +11,7 @@ HIGHER_IS_BETTER = frozenset(
 LOWER_IS_BETTER = frozenset(
     {"nll", "brier", "ece", "rmse", "loss", "gaussian_nll", "train_loss", "rhat", "mcse", "w1",
      "w2", "seconds", "simulated_seconds", "bytes", "bytes_up", "bytes_down", "gradients",
-     "dropped", "regret", "simple_regret"}
+     "dropped", "late", "regret", "simple_regret"}
 )  # fmt: skip
 _TITLES = {
     "nll": "NLL (nats)", "ece": "ECE", "rmse": "RMSE", "auroc": "OOD AUROC", "r2": "R²",

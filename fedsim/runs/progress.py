@@ -62,6 +62,7 @@ class Progress:
         self._clients_per_second: float | None = None
         self._bytes = 0.0
         self._dropped = 0
+        self._late = 0
         self._faults = 0
         self._began = time.monotonic()
         self._shown_at = -math.inf
@@ -83,8 +84,8 @@ class Progress:
         Args:
           round: rounds that are complete.
           metrics: newest values by name; without it (a round without evaluation) the last stay.
-          system: of this round: clients_per_second, bytes_up, bytes_down, dropped, faults_… (each
-            optional).
+          system: of this round: clients_per_second, bytes_up, bytes_down, dropped, late, faults_…
+            (each optional).
         """
         self._round = round
         if metrics:
@@ -93,6 +94,7 @@ class Progress:
             self._clients_per_second = system.get("clients_per_second", self._clients_per_second)
             self._bytes += system.get("bytes_up", 0.0) + system.get("bytes_down", 0.0)
             self._dropped += int(system.get("dropped", 0))
+            self._late += int(system.get("late", 0))
             self._faults += int(sum(v for k, v in system.items() if k.startswith("faults_")))
         # In a terminal the Live thread asks for the newest state by itself.
         if self._plain and time.monotonic() - self._shown_at >= PLAIN_SECONDS:
@@ -144,6 +146,8 @@ class Progress:
             facts.append(bytes_text(self._bytes))
         if self._dropped:
             facts.append(f"{self._dropped} dropped")
+        if self._late:
+            facts.append(f"{self._late} late")
         if self._faults:
             facts.append(f"{self._faults} faults")
         facts.append(self._time())

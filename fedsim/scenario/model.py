@@ -86,12 +86,21 @@ class Scenario(Params):
         le=1,
         description="Fraction of a round's cohort that must reply usably; fewer fail the run.",
     )
+    over_sampling: float = Field(
+        default=1.0,
+        ge=1,
+        le=1000,
+        description="Clients that are asked to train for each one whose reply a synchronous round "
+        "needs, ≥ 1; of ⌈1.3·K⌉, at 1.3, the first K good replies are used, and the others are "
+        "late. Needs a clock, or the engine ray.",
+    )
     deadline: float | None = Field(
         default=None,
         gt=0,
-        description="Seconds that a client may take for one message, its first tracing included; "
-        "one that takes longer counts as failed. Empty: as long as it takes. Needs engine: ray, "
-        "since nothing in one's own process can be ended; what is late depends on the clock.",
+        description="Seconds of real time that a client may take for one message, first tracing "
+        "included; one that takes longer counts as failed. Empty: as long as it takes. Needs "
+        "engine: ray, since nothing in one's own process can be ended; what is late depends on the "
+        "machine. The simulated clock has a deadline of its own, clock.deadline.",
     )
     checkpoint: CheckpointParams = Field(
         default_factory=CheckpointParams, description="When to save the state."

@@ -199,6 +199,12 @@ class ClockParams(Params):
         description="Standard deviation of the logarithm of a factor that is drawn anew for each"
         " message, ≥ 0.",
     )
+    deadline: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds on this clock after which a synchronous round waits for no reply, > 0;"
+        " clients that would take longer count as failed. Empty: it waits for all.",
+    )
 
 
 class CheckpointParams(Params):

@@ -187,6 +187,10 @@ def test_asynchronous(follow: Follow) -> None:
     }
     assert seconds["FedBuff"] < seconds["FedAvg"] / 2
     assert final("late")["test.accuracy"] > 0.7
+    assert seconds["over-sampling"] < 0.8 * seconds["wait for all"]
+    assert seconds["deadline"] <= 20 * 1.5 < seconds["wait for all"]
+    late = runs["over-sampling"].query("name == 'late'")["value"]
+    assert late.tolist() == [3.0] * 20
 
 
 def test_resuming(follow: Follow) -> None:

@@ -338,6 +338,57 @@ def test_asynchronous_rounds_on_a_simulated_clock_are_those_of_inline() -> None:
     assert same_bits(found.arrays, expected.arrays)
 
 
+def test_over_sampling_on_a_simulated_clock_is_that_of_inline() -> None:
+    """Partition 2 raises in round 2 and 3 sends NaN: others are computed in their place."""
+    rounds = {
+        "strategy": {"name": "fedavg", "fraction_train": 0.6},
+        "clock": {"sigma": 1.0, "jitter": 0.5},
+        "over_sampling": 1.6,
+        "quorum": 0.1,
+        "rounds": 4,
+    }
+    expected, log = finish(troubled({}, **rounds))
+    found, other = finish(troubled(on_ray(2), **rounds))
+    assert same_bits(found.arrays, expected.arrays)
+    for (_, r, fields), (_, at, theirs) in zip(other.events, log.events, strict=True):
+        assert (r, fields["nodes"].keys()) == (at, theirs["nodes"].keys())  # reasons name logs
+    for name in ("late", "dropped", "simulated_seconds", "bytes_up", "bytes_down"):
+        assert getattr(found.totals, name) == getattr(expected.totals, name)
+    assert found.totals.late > 0
+    assert found.totals.dropped > 0
+
+
+class Sleeping(Troubled):
+    """Partition 4 takes longer than anybody waits, and counts how often it is asked."""
+
+    def train(self, message_type: str, records: Any, config: Any, shard: Batch, *rest: Any) -> Any:
+        if int(shard.x[0, 0, 0, 0]) == 4:
+            time.sleep(300)
+        return super().train(message_type, records, {**config, "server-round": 1}, shard, *rest)
+
+
+def test_over_sampling_on_a_real_clock_does_not_wait_for_a_client_that_sleeps() -> None:
+    setup = troubled(
+        on_ray(2),
+        kind="Sleeping",
+        client={"name": f"{__name__}:Sleeping"},
+        strategy={"name": "fedavg", "fraction_train": 0.7},
+        over_sampling=1.4,
+        rounds=4,
+    )
+    memory, grid = Memory(), setup.grid()
+    loop = RoundLoop(setup.strategy, grid, setup.arrays, setup.loop_config(), memory)
+    began = time.monotonic()
+    state = loop.run()  # five of seven are needed, and everybody is asked
+    assert time.monotonic() - began < 100
+    assert (state.totals.late, state.totals.dropped) == (4 * 2, 0)
+    assert isinstance(grid._clients, RayCohorts)
+    kept = {p: float(own["asked"]) for p, own in grid._clients.states.items()}
+    grid.close()
+    assert 4 not in kept
+    assert sum(kept.values()) == 4 * 5  # who was computed and not needed keeps nothing
+
+
 @pytest.mark.parametrize(
     "strategy",
     [

@@ -134,8 +134,11 @@ def test_pushed_and_pulled_is_the_same() -> None:
     faults = {"drop": Fault(rate=0.3), "sign_flip": SignFlip(clients=(4,))}
     direct, grid = asked(faulty(**faults)), faulty(**faults)
     ids = grid.push_messages([Message(content, n, "train") for n in grid.get_node_ids()])
-    pulled = read(grid.pull_messages(ids))
+    replies = grid.pull_messages(ids)
+    pulled = read([reply for reply in replies if reply.has_content()])
     assert pulled.keys() == direct.keys()
+    assert {r.error.reason for r in replies if r.has_error()} == {"no reply"}
+    assert len(replies) == CLIENTS
     assert all(same_bits(pulled[client], direct[client]) for client in pulled)
 
 
