@@ -45,7 +45,8 @@ class BatchedLoop(Session):
 
     def _train(self, clients: Tensor, orders: Tensor) -> list[Tensor]:
         """Returns the trained parameters of clients (n, 1) with row orders (n, examples)."""
-        x, y = self.x[clients, orders], self.y[clients, orders]
+        shards = clients % self.workload.distinct
+        x, y = self.x[shards, orders], self.y[shards, orders]
         state = [p.expand(len(clients), *p.shape).clone() for p in self.current]
         size = self.workload.batch
         for first in range(0, y.shape[1], size):

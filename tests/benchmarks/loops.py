@@ -91,7 +91,8 @@ class _Worker:
         """Returns the sum of the clients' trained parameters."""
         total = [torch.zeros_like(p) for p in self.parameters]
         for client, order in zip(clients, torch.from_numpy(orders), strict=True):
-            x, y = self.x[client], self.y[client]
+            shard = client % self.workload.distinct
+            x, y = self.x[shard], self.y[shard]
             with torch.no_grad():
                 torch._foreach_copy_(self.parameters, start)
             for rows in torch.split(order, self.workload.batch):

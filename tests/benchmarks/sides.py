@@ -130,9 +130,9 @@ SIDES: Sequence[Side] = (
         group="pfl",
         needs="pfl",
     ),
-    Side("sequential", "sequential torch loop", (*TRAINING, *COHORT), SequentialLoop),
-    Side("vmap", "torch.func vmap loop", ("W1", *COHORT), VmapLoop),
-    Side("bmm", "hand-written bmm loop", ("W1", *COHORT), BmmLoop, {"W1": 0.6}),
+    Side("sequential", "sequential torch loop", (*TRAINING, *COHORT, *POPULATION), SequentialLoop),
+    Side("vmap", "torch.func vmap loop", ("W1", *COHORT, *POPULATION), VmapLoop),
+    Side("bmm", "hand-written bmm loop", ("W1", *COHORT, *POPULATION), BmmLoop, {"W1": 0.6}),
     Side("threads", "channels-last torch loop in 2 threads", ("W2",), ThreadedLoop, {"W2": 0.9}),
     Side("bare", "bare loop", ECHOES, EchoLoop),
     Side(

@@ -161,7 +161,7 @@ def sampling(report: Report) -> str:
     return text + (
         "\n\nGradients are those of one client's potential over all of its rows, for one chain. ESS"
         " is the bulk effective sample size (ArviZ) of the worst parameter; it differs between"
-        " sides with the same method by chance alone."
+        " sides with the same method by chance alone. Flower and pfl have no such method."
     )
 
 
