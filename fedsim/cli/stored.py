@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,12 +124,14 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of stored runs anew: report.html, and plots as PNG and SVG."""
-    from fedsim.cli.output import command, console
+    from fedsim.cli.output import command, console, written_to
     from fedsim.report.write import report_folder, write
 
     found = open_runs(run_ids, out)
     ids = [run.id for run in found]
-    page = write(found, to or report_folder(found), command=command("report", *ids, out=out))
+    folder = to or report_folder(found)
+    with written_to("--to", folder) if to else nullcontext():
+        page = write(found, folder, command=command("report", *ids, out=out))
     console().print(str(page), markup=False, soft_wrap=True)
 
 
@@ -151,7 +154,7 @@ def export(
     ] = None,
 ) -> None:
     """Export a run for other tools: metrics, events, parameters, artifacts."""
-    from fedsim.cli.output import console
+    from fedsim.cli.output import console, written_to
     from fedsim.errors import UserError
     from fedsim.runs import RunStore
     from fedsim.runs.export import FORMATS
@@ -161,7 +164,10 @@ def export(
     if format is not None and chosen is None:
         raise UserError(f"there is no export format {format!r}; there are {', '.join(FORMATS)}")
     run = RunStore(out).open(run_id)
-    for path in export_run(run, to or Path(f"{run.id}-export"), chosen):
+    target = to or Path(f"{run.id}-export")
+    with written_to("--to", target):
+        written = export_run(run, target, chosen)
+    for path in written:
         console().print(str(path), markup=False, soft_wrap=True)
 
 
