@@ -79,6 +79,7 @@ def show(run_id: options.RunId, out: options.Out = None, as_json: options.Json =
         "scenario": f"{document['scenario']}, {document['label']}, seed {document['seed']}",
         "status": str(document["status"]),
         "error": str(document["error"] or ""),
+        "notes": "; ".join(document["notes"]),
         "rounds": f"{_last_round(run, document['round'])} of {document['rounds']}",
         "time": "" if document["seconds"] is None else sense.duration(document["seconds"]),
         "engine": engine_words(run.engine),

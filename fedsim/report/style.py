@@ -100,7 +100,8 @@ def to_png(fig: Figure, dpi: int = DPI) -> bytes:
     """
     buffer = io.BytesIO()
     before, fig.dpi = fig.dpi, dpi
-    FigureCanvasAgg(fig).print_png(buffer, metadata={"Software": None})
+    canvas: Any = FigureCanvasAgg(fig)
+    canvas.print_png(buffer, metadata={"Software": None})
     fig.dpi = before
     fig.set_layout_engine("none")
     return buffer.getvalue()
@@ -111,7 +112,8 @@ def to_svg(fig: Figure) -> bytes:
     """Returns the figure as SVG bytes, free of dates and random ids."""
     buffer = io.BytesIO()
     before = fig.dpi
-    FigureCanvasSVG(fig).print_svg(buffer, metadata={"Date": None, "Creator": "fedsim"})
+    canvas: Any = FigureCanvasSVG(fig)
+    canvas.print_svg(buffer, metadata={"Date": None, "Creator": "fedsim"})
     fig.dpi = before
     return buffer.getvalue()
 

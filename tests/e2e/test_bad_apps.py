@@ -272,6 +272,7 @@ def test_results_that_are_no_numbers_are_told(fedsim: Command, tmp_path: Path, b
     assert run.summary["notes"] == expected
     assert list(run.events.query("kind == 'not_finite'")["what"]) == expected
     assert f"fedsim: run {run.id}: {'; '.join(expected)}\n" in done.err
+    assert expected[0] in fedsim("show", "latest").out
 
 
 def test_the_last_lines_say_where_the_apps_log_is(fedsim: Command) -> None:

@@ -52,7 +52,7 @@ def statistics(drawn: list[np.ndarray]) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("alpha", [0.1, 1.0, 100.0])
+@pytest.mark.parametrize("alpha", [0.1, pytest.param(1.0, marks=pytest.mark.slow), 100.0])
 def test_dirichlet(alpha: float) -> None:
     from flwr_datasets.partitioner import DirichletPartitioner
 
