@@ -86,6 +86,11 @@ class Zygote:
         self._order(arguments, step, count, wait=True)
         return self._answer()
 
+    def learn(self, *arguments: str) -> int:
+        """Runs the command, and imports what it has imported for all that come after it."""
+        self._order(arguments, None, 0, wait=True, learn=str(self.folder / "modules"))
+        return self._answer()
+
     def start(self, *arguments: str, slow: float = 0.0) -> int:
         """Starts the command and returns its process id; `wait` comes next."""
         self._order(arguments, None, 0, slow, wait=False)
@@ -107,10 +112,17 @@ class Zygote:
         assert self._process.wait(120) == 0
 
     def _order(
-        self, arguments: Any, step: str | None, count: int, slow: float = 0.0, *, wait: bool
+        self,
+        arguments: Any,
+        step: str | None,
+        count: int,
+        slow: float = 0.0,
+        *,
+        wait: bool,
+        learn: str | None = None,
     ) -> None:
         order = {"arguments": list(arguments), "step": step, "count": count, "slow": slow,
-                 "wait": wait, "errors": str(self.folder / "errors")}  # fmt: skip
+                 "wait": wait, "learn": learn, "errors": str(self.folder / "errors")}  # fmt: skip
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
@@ -172,7 +184,9 @@ def noted(run: Run) -> list[Any]:
 @pytest.fixture(scope="module")
 def whole(zygote: Zygote) -> Run:
     (zygote.folder / "stepped.yaml").write_text(STEPPED)
-    assert zygote("run", "stepped.yaml", "--no-report", "--out", "whole") == 0, zygote.errors()
+    assert zygote.learn("run", "stepped.yaml", "--no-report", "--out", "whole") == 0, (
+        zygote.errors()
+    )
     found = run_of(zygote.folder / "whole")
     assert len(found.draw_rounds) == 5
     assert len(numbers(found)) > 100
@@ -260,7 +274,7 @@ def one_of_three(group: str, rounds: int) -> str:
 
 def undisturbed(zygote: Zygote, text: str, name: str) -> Run:
     (zygote.folder / f"{name}.yaml").write_text(text)
-    assert zygote("run", f"{name}.yaml", "--no-report", "--out", name) == 0, zygote.errors()
+    assert zygote.learn("run", f"{name}.yaml", "--no-report", "--out", name) == 0, zygote.errors()
     return run_of(zygote.folder / name)
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedsim.data import Partition
 from fedsim.errors import RunFailed
 from fedsim.grids.inline import InlineGrid
 from fedsim.messages import Arrays, Broadcast, Replies, make_content, stack, to_record
@@ -108,22 +105,6 @@ def test_clients_evaluate_when_asked(every: int, rounds: list[int]) -> None:
         assert metrics["num-examples"] == [3.0] * 5
         mean = sum(metrics["loss"]) / 5
         assert memory.metrics[server_round, "client"]["loss"] == pytest.approx(mean, rel=1e-12)
-
-
-def test_a_client_without_rows_has_no_loss_but_their_number() -> None:
-    data = federation(holdout=3, test=20)
-    assert data.holdouts is not None
-    data = replace(
-        data, holdouts=Partition.of([*data.holdouts[:2], np.zeros(0, int), *data.holdouts[3:]])
-    )
-    made, memory = loop(data=data, rounds=1, clients_every=1)
-    made.run()
-    (_, having, metrics), (_, without, numbers) = memory.client_metrics
-    assert (having, without) == ([0, 1, 3, 4], [2])
-    assert numbers == {"num-examples": [0.0]}
-    assert metrics["num-examples"] == [3.0] * 4
-    mean = sum(metrics["loss"]) / 4
-    assert memory.metrics[1, "client"]["loss"] == pytest.approx(mean, rel=1e-12)
 
 
 def test_the_loss_falls() -> None:
