@@ -62,8 +62,9 @@ class Batch(NamedTuple):
 class Inputs(NamedTuple):
     """What a step gets: its minibatches, its noise, and scalars that may change, as 0-d tensors.
 
-    scalars always holds "num-examples", "partition-id" and "step". static is the plan's: plain
-    values that may steer Python's control flow.
+    scalars always holds "num-examples", "partition-id" and "step", of the data's dtype but for the
+    id, which is int64: float32 has no whole numbers of its own beyond 2^24. static is the plan's:
+    plain values that may steer Python's control flow.
     """
 
     batches: tuple[Batch, ...]

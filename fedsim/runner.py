@@ -279,6 +279,7 @@ def _go(
             run=number,
             runs=count,
             start=loaded[0] if loaded else 0,
+            steady=not _ends_by_itself(setup),
         ) as progress:
             loop = RoundLoop(
                 setup.strategy,
@@ -305,6 +306,13 @@ def _go(
         grid.close()
         torch.set_num_threads(threads)
     return store.open(writer.id)
+
+
+def _ends_by_itself(setup: Setup) -> bool:
+    """Says whether the strategy ends a run before its last round, as bandits do, whose rounds
+    differ in length, too."""
+    params = getattr(type(setup.strategy), "Params", None)
+    return getattr(params, "default_rounds", None) is not None
 
 
 def _warn_of_lost_state(setup: Setup, writer: RunWriter, console: Console) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -285,7 +286,7 @@ class RoundLoop:
         key = weight_key(self.strategy)
         checked = check_replies(replies, asked, ReplySchema({}, frozenset({key}), key), record)
         self._report_failures(server_round, "evaluate", checked, len(asked))
-        self._log_clients(server_round, "client", stack(checked.replies))
+        self._log_clients(server_round, "client", stack(checked.replies), key)
         metrics = self.strategy.aggregate_evaluate(server_round, checked.replies)
         return {} if metrics is None else self._log(server_round, "client", _floats(metrics))
 
@@ -331,13 +332,19 @@ class RoundLoop:
             system |= self.grid.take_counts()
         return system
 
-    def _log_clients(self, server_round: int, split: str, stacked: Replies) -> None:
-        self.recorder.log_client_metrics(
-            server_round,
-            split,
-            [partition_of(n) for n in stacked.node_ids],
-            {k: v.tolist() for k, v in stacked.metrics.items() if v.ndim == 1},
-        )
+    def _log_clients(
+        self, server_round: int, split: str, stacked: Replies, rows: str | None = None
+    ) -> None:
+        """Logs single clients' metrics. rows: where this one is 0 the others are left out."""
+        found = {name: each for name, each in stacked.metrics.items() if each.ndim == 1}
+        metrics = {name: each.cpu().double().numpy() for name, each in found.items()}
+        partitions = np.array([partition_of(n) for n in stacked.node_ids], np.int64)
+        there = metrics[rows] != 0 if rows in metrics else np.ones(len(partitions), bool)
+        for which, names in ((there, list(metrics)), (~there, [str(rows)])):
+            if which.any():
+                values = {name: metrics[name][which].tolist() for name in names}
+                clients = partitions[which].tolist()
+                self.recorder.log_client_metrics(server_round, split, clients, values)
 
     def _log(self, server_round: int, split: str, metrics: Metrics) -> Metrics:
         self.recorder.log_metrics(server_round, split, metrics)

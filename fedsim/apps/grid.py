@@ -15,8 +15,10 @@ from fedsim.grids.apps import AppNodes
 from fedsim.grids.inline import InlineGrid
 
 PATIENCE = 8
-"""How often a ServerApp may ask for the nodes without sending anything, over `PATIENCE_SECONDS`."""
-PATIENCE_SECONDS = 5.0
+"""How often a ServerApp may ask for the nodes and do nothing else, over `PATIENCE_SECONDS`."""
+PATIENCE_SECONDS = 10.0
+IDLE_SECONDS = 0.05
+"""Processor time of its thread between two questions, up to which it did nothing else."""
 
 Exchange = Callable[[Sequence[Message], Sequence[Message]], None]
 
@@ -45,21 +47,26 @@ class AppGrid(InlineGrid):
         self._replies: dict[str, Message] = {}
         self._asked = 0
         self._asked_since = 0.0
+        self._answered = 0.0  # in the processor time of the thread that asked
 
     def get_node_ids(self) -> list[int]:  # type: ignore[override]
         """Returns all node ids, in the order of their partitions.
 
-        Raises RunFailed for a ServerApp that waits for more nodes than there will ever be.
+        Raises RunFailed for a ServerApp that asks for them over and over and does nothing else: it
+        waits for more nodes than there will ever be.
         """
-        if self._asked == 0:
-            self._asked_since = time.monotonic()
+        worked = time.thread_time() - self._answered > IDLE_SECONDS
+        if self._asked == 0 or worked:
+            self._asked, self._asked_since = 0, time.monotonic()
         self._asked += 1
         waited = time.monotonic() - self._asked_since
         if self._asked > PATIENCE and waited > PATIENCE_SECONDS:
             raise RunFailed(
-                f"the ServerApp waits for more nodes than the {self._num_nodes} that there are"
-                " (min_available_nodes?); give it more with --nodes"
+                f"the ServerApp has asked for the nodes {self._asked} times in {waited:.0f} s and"
+                f" done nothing else: it seems to wait for more than the {self._num_nodes} that"
+                " there are (min_available_nodes?); give it more with --nodes"
             )
+        self._answered = time.thread_time()
         return list(super().get_node_ids())
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:

@@ -62,7 +62,12 @@ def read(path: Path) -> Project:
     except OSError as error:
         reason = f"there is no {FILE} in it" if folder.is_dir() else "there is no such folder"
         hint = "--app takes the folder of a Flower app"
-        reason = reason if isinstance(error, FileNotFoundError) else f"{error.strerror}"
+        if folder.is_file():
+            reason = "is a file"
+            if folder.suffix.lower() in (".yaml", ".yml"):
+                hint += f"; a scenario is run by: fedsim run {path}"
+        elif not isinstance(error, FileNotFoundError):
+            reason = f"{error.strerror}"
         raise ScenarioError([Problem(f"--app {path}", reason, hint=hint)]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ScenarioError([Problem("", f"is not TOML: {error}", file=str(file))]) from error
@@ -151,6 +156,8 @@ def override(config: Mapping[str, Value], overrides: Sequence[str]) -> dict[str,
 
 def _parse(text: str, kind: type[Value]) -> Value | None:
     """Returns the text as a value of that type, None if it is none."""
+    if kind is bool and text in ("True", "False"):  # Python's, beside TOML's true and false
+        return text == "True"
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

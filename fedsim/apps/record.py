@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,8 @@ class Recorder:
     Attributes:
       first_failure: the first error reply, as a sentence; None if there was none.
       round: the current one. arrays: what the last strategy ended with, or last aggregated.
-      totals: of all complete rounds.
+      totals: of all complete rounds. not_finite: metrics ("split/name") whose newest value is NaN
+        or Inf, each with the round since when.
     """
 
     writer: RunWriter
@@ -69,6 +71,7 @@ class Recorder:
     arrays: ArrayRecord | None = None
     first_failure: str | None = None
     totals: Costs = field(default_factory=Costs)
+    not_finite: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._costs = Costs()
@@ -183,6 +186,11 @@ class Recorder:
             self._logged.add((self.round, split))
             self.writer.log_metrics(self.round, split, metrics)
             self._shown |= {f"{split}/{name}": value for name, value in metrics.items()}
+            for name, value in metrics.items():
+                if math.isfinite(value):
+                    self.not_finite.pop(f"{split}/{name}", None)
+                else:
+                    self.not_finite.setdefault(f"{split}/{name}", self.round)
 
     def _log_replies(self, kind: str, replies: Sequence[Message]) -> None:
         split = SPLITS.get(kind, kind)

@@ -29,12 +29,10 @@ from fedsim.messages import to_tensors
 from fedsim.random import integer
 from fedsim.runs import Run, RunStore, RunWriter
 from fedsim.runs.progress import Progress
+from fedsim.runs.record import APP_LOG
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-LOG = "app.log"
-"""In the run's folder: Flower's log lines, and the traceback of everything that was raised."""
 
 
 def run_apps(
@@ -95,7 +93,7 @@ def run_app(
             if on_start is not None:
                 on_start(shown.root / writer.id)
             with (
-                logs_to(writer.path / LOG, LOGGER),
+                logs_to(writer.path / APP_LOG, LOGGER),
                 Progress(
                     max(spec.scenario.rounds, 1),
                     spec.label,
@@ -165,11 +163,16 @@ def _go(
     recorder.close()
     if recorder.totals.messages and recorder.totals.dropped == recorder.totals.messages:
         raise _failed("no node has answered a message", recorder, writer)
-    _save_arrays(recorder, writer)
+    notes = [*_save_arrays(recorder, writer), *_not_finite(recorder)]
+    for note in notes:
+        writer.event("not_finite", None, what=note)
+    seconds = time.monotonic() - started
     totals = vars(recorder.totals)
-    writer.finish("finished", {"totals": totals, "loop_seconds": time.monotonic() - started})
+    writer.finish("finished", {"totals": totals, "loop_seconds": seconds, "notes": notes})
     errors = _errors(recorder)
-    return f"run {writer.id}: {errors}; {LOG} has the tracebacks" if errors else ""
+    if errors:
+        notes.append(f"{errors}; {APP_LOG} has the tracebacks")
+    return f"run {writer.id}: {'; '.join(notes)}" if notes else ""
 
 
 def _failed(reason: str, recorder: Recorder, writer: RunWriter) -> AppFailed:
@@ -178,7 +181,7 @@ def _failed(reason: str, recorder: Recorder, writer: RunWriter) -> AppFailed:
         recorder.close()
     if errors := _errors(recorder):
         reason += f"; {errors}"
-    return AppFailed(f"{reason}; {LOG} has the traceback", writer.path)
+    return AppFailed(f"{reason}; {APP_LOG} has the traceback", writer.path)
 
 
 def _errors(recorder: Recorder) -> str:
@@ -192,10 +195,27 @@ def _errors(recorder: Recorder) -> str:
     )
 
 
-def _save_arrays(recorder: Recorder, writer: RunWriter) -> None:
+def _save_arrays(recorder: Recorder, writer: RunWriter) -> list[str]:
+    """Writes the final parameters; returns a sentence if they are not all finite."""
     if recorder.arrays is None:
-        return
+        return []
     try:
-        writer.save_parameters(to_tensors(recorder.arrays))
+        arrays = to_tensors(recorder.arrays)
+        writer.save_parameters(arrays)
     except TypeError as error:  # arrays that torch or safetensors has no type for
         writer.event("parameters_not_saved", None, reason=str(error))
+        return []
+    bad = [name for name, array in arrays.items() if not bool(array.isfinite().all())]
+    if not bad:
+        return []
+    return [f"the final parameters have NaN or Inf, in {len(bad)} of {len(arrays)} arrays"]
+
+
+def _not_finite(recorder: Recorder) -> list[str]:
+    """Returns a sentence if a metric ends as NaN or Inf."""
+    found = recorder.not_finite
+    if not found:
+        return []
+    first, since = min(found.items(), key=lambda each: each[1])
+    more = f", and {len(found) - 1} more metrics" if len(found) > 1 else ""
+    return [f"{first} is NaN or Inf since round {since}{more}"]

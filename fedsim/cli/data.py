@@ -38,7 +38,7 @@ def show(
     clients: Annotated[int, typer.Option("--clients", min=1, help="Clients in the table.")] = 50,
 ) -> None:
     """Show which client holds how much of what: a table, and a plot."""
-    from fedsim.cli.output import console
+    from fedsim.cli.output import console, results_alone, written_to
     from fedsim.cli.run import load_specs
     from fedsim.data import build_data
     from fedsim.data.show import plot_partition, show_table
@@ -46,11 +46,12 @@ def show(
 
     given = options.overrides_of(overrides, None if seed is None else str(seed))
     spec = load_specs([scenario], given)[0]
-    data = build_data(spec.scenario.data, spec.scenario.partition, spec.seed)
+    with results_alone():
+        data = build_data(spec.scenario.data, spec.scenario.partition, spec.seed)
     to = console()
     to.print(show_table(data, clients))
     target = out or Path(f"{Path(scenario).stem}-data.png")
-    with disk_errors(target):
+    with written_to("--out", target, folder=False), disk_errors(target):
         written = plot_partition(data, target)
     for path in written:
         to.print(str(path), markup=False, soft_wrap=True)

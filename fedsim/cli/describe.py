@@ -45,13 +45,14 @@ def check(
     as_json: options.Json = False,
 ) -> None:
     """Check scenarios without running them: every field, and that data and model can be built."""
-    from fedsim.cli.output import console, print_json
+    from fedsim.cli.output import console, print_json, results_alone
     from fedsim.cli.run import load_specs
     from fedsim.runner import check_specs
 
     specs = load_specs(scenarios, options.overrides_of(overrides, seeds))
-    check_specs(specs)
-    plans = [{"label": spec.label, "seed": spec.seed, **_plan(spec)} for spec in specs]
+    with results_alone():
+        check_specs(specs)
+        plans = [{"label": spec.label, "seed": spec.seed, **_plan(spec)} for spec in specs]
     if as_json:
         print_json({"runs": plans})
         return
@@ -134,6 +135,7 @@ def schema(
     ] = None,
 ) -> None:
     """Print the JSON Schema of scenario files, with which editors complete and check them."""
+    from fedsim.cli.output import written_to
     from fedsim.runs.files import disk_errors, write_bytes
     from fedsim.scenario import Scenario
 
@@ -141,9 +143,10 @@ def schema(
     if out is None:
         sys.stdout.write(text)
         return
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, text.encode())
+    with written_to("--out", out, folder=False):
+        with disk_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(out, text.encode())
 
 
 def _first_line(model: type) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,12 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from fedsim.runs import Run
+
+WRONG_PATH = {
+    errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
+    errno.ENOTDIR, errno.EPERM, errno.EROFS,
+}  # fmt: skip
+"""Errors of a path that is a bad choice, not of a disk that fails."""
 
 PIPE_WIDTH = 160
 """Columns of a table that is not printed to a terminal, unless $COLUMNS says otherwise."""
@@ -29,6 +37,44 @@ def console() -> Console:
 def progress_console(quiet: bool) -> Console:
     """Returns the console for progress."""
     return Console(stderr=True, quiet=quiet)
+
+
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """Sends what is printed meanwhile to standard error: standard output is for results.
+
+    What a scenario's or an app's own code prints, that is, and the programs that it starts.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextmanager
+def written_to(option: str, path: Path, *, folder: bool = True) -> Iterator[None]:
+    """Takes an option's path: where nothing can be written there, the input is wrong (UserError).
+
+    A full or failing disk stays what it is. folder: whether the path may be a folder.
+    """
+    from fedsim.errors import RunFailed, UserError
+
+    if not folder and path.is_dir():
+        raise UserError(f"{option} {path}: is a folder; name a file")
+    try:
+        yield
+    except (RunFailed, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in WRONG_PATH:
+            raise
+        in_the_way = cause.errno in (errno.EEXIST, errno.ENOTDIR)
+        reason = "a file is in the way" if in_the_way else cause.strerror
+        raise UserError(f"{option} {path}: cannot be written: {reason}") from error
 
 
 def print_json(document: object) -> None:
@@ -88,10 +134,17 @@ def print_tables(runs: Sequence[Run], to: Console) -> None:
 
 def print_places(runs: Sequence[Run], report: Path | None, out: Path | None, to: Console) -> None:
     """Prints where the results are and what can be done with them."""
+    from fedsim.runs.record import APP_LOG
+
     to.print("Results", style="bold")
     for run in runs:
         note = "" if run.status == "finished" else f"  ({run.status})"
         to.print(f"  {run.path}{note}", markup=False, soft_wrap=True)
+    logs = [log for run in runs if (log := run.path / APP_LOG).exists()]
+    if logs:
+        to.print("What the app logged", style="bold")
+    for log in logs:
+        to.print(f"  {log}", markup=False, soft_wrap=True)
     if report is not None:
         to.print("Report", style="bold")
         to.print(f"  {report}", markup=False, soft_wrap=True)

@@ -113,8 +113,10 @@ def _run_app(
     path: Path, overrides: list[str], nodes: int | None, seeds: str | None, show: _Output
 ) -> None:
     from fedsim.apps import prepare, run_apps
+    from fedsim.cli.output import results_alone
 
-    specs = prepare(path, overrides, nodes, options.seeds_of("0" if seeds is None else seeds))
+    with results_alone():
+        specs = prepare(path, overrides, nodes, options.seeds_of("0" if seeds is None else seeds))
     words = ["--app", str(path)]
     words += [] if nodes is None else ["--nodes", str(nodes)]
     words += [word for text in overrides for word in ("--set", text)]
@@ -174,15 +176,16 @@ def resume(
     It may go on on another engine, or with other threads: with whatever changes no number.
     """
     from fedsim import runner
-    from fedsim.cli.output import progress_console
+    from fedsim.cli.output import progress_console, results_alone
 
-    finished = runner.resume(
-        run_id,
-        overrides=options.overrides_of(overrides, engine=engine),
-        out=out,
-        console=progress_console(quiet),
-        on_start=lambda folder: interrupt.note(folder, out=out),
-    )
+    with results_alone():
+        finished = runner.resume(
+            run_id,
+            overrides=options.overrides_of(overrides, engine=engine),
+            out=out,
+            console=progress_console(quiet),
+            on_start=lambda folder: interrupt.note(folder, out=out),
+        )
     interrupt.note(None)
     origin = command_of(["run", str(finished.path / "scenario.yaml")], out)
     show([finished], "", origin, out, as_json, quiet, no_report)
@@ -216,6 +219,7 @@ def demo(
 
 def load_specs(paths: Sequence[str], overrides: Sequence[str]) -> list[RunSpec]:
     """Returns the runs of all scenarios; raises UserError with every mistake in any of them."""
+    from fedsim.cli.output import results_alone
     from fedsim.errors import UserError
     from fedsim.scenario import Scenario
 
@@ -223,7 +227,8 @@ def load_specs(paths: Sequence[str], overrides: Sequence[str]) -> list[RunSpec]:
     mistakes = []
     for path in dict.fromkeys(paths):
         try:
-            specs += Scenario.load(path, overrides).expand()
+            with results_alone():
+                specs += Scenario.load(path, overrides).expand()
         except UserError as error:
             mistakes.append(str(error))
     if mistakes:
@@ -257,7 +262,7 @@ def _run_and_show(
     resumable: bool = True,
 ) -> None:
     """Runs and prints. execute: run_specs or run_apps, with the runs given. count: of the runs."""
-    from fedsim.cli.output import progress_console
+    from fedsim.cli.output import progress_console, results_alone
     from fedsim.errors import FedsimError
 
     waiting = count
@@ -279,13 +284,14 @@ def _run_and_show(
         console.print(f"fedsim: {error}", markup=False, highlight=False, soft_wrap=True)
 
     # One run that fails says so by itself; of several, the others go on.
-    runs = execute(
-        out=to.out,
-        console=console,
-        on_start=start,
-        on_run=end,
-        on_failure=fail if count > 1 else None,
-    )
+    with results_alone():
+        runs = execute(
+            out=to.out,
+            console=console,
+            on_start=start,
+            on_run=end,
+            on_failure=fail if count > 1 else None,
+        )
     words = ["run", *words] if words[:1] != ["demo"] else words
     origin = command_of(words, to.out)
     show(runs, text, origin, to.out, to.as_json, to.quiet, to.no_report)

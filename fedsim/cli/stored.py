@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,6 +79,7 @@ def show(run_id: options.RunId, out: options.Out = None, as_json: options.Json =
         "scenario": f"{document['scenario']}, {document['label']}, seed {document['seed']}",
         "status": str(document["status"]),
         "error": str(document["error"] or ""),
+        "notes": "; ".join(document["notes"]),
         "rounds": f"{_last_round(run, document['round'])} of {document['rounds']}",
         "time": "" if document["seconds"] is None else sense.duration(document["seconds"]),
         "engine": engine_words(run.engine),
@@ -123,12 +125,14 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of stored runs anew: report.html, and plots as PNG and SVG."""
-    from fedsim.cli.output import command, console
+    from fedsim.cli.output import command, console, written_to
     from fedsim.report.write import report_folder, write
 
     found = open_runs(run_ids, out)
     ids = [run.id for run in found]
-    page = write(found, to or report_folder(found), command=command("report", *ids, out=out))
+    folder = to or report_folder(found)
+    with written_to("--to", folder) if to else nullcontext():
+        page = write(found, folder, command=command("report", *ids, out=out))
     console().print(str(page), markup=False, soft_wrap=True)
 
 
@@ -151,7 +155,7 @@ def export(
     ] = None,
 ) -> None:
     """Export a run for other tools: metrics, events, parameters, artifacts."""
-    from fedsim.cli.output import console
+    from fedsim.cli.output import console, written_to
     from fedsim.errors import UserError
     from fedsim.runs import RunStore
     from fedsim.runs.export import FORMATS
@@ -161,7 +165,10 @@ def export(
     if format is not None and chosen is None:
         raise UserError(f"there is no export format {format!r}; there are {', '.join(FORMATS)}")
     run = RunStore(out).open(run_id)
-    for path in export_run(run, to or Path(f"{run.id}-export"), chosen):
+    target = to or Path(f"{run.id}-export")
+    with written_to("--to", target):
+        written = export_run(run, target, chosen)
+    for path in written:
         console().print(str(path), markup=False, soft_wrap=True)
 
 

@@ -50,7 +50,7 @@ def tune(
     Training rounds are timed, on the scenario's data; nothing else of a run happens. Entries of
     compare that compute differently are measured one after the other.
     """
-    from fedsim.cli.output import console, print_json, progress_console
+    from fedsim.cli.output import console, print_json, progress_console, results_alone
     from fedsim.runner import check_specs
     from fedsim.scenario import Scenario
 
@@ -61,11 +61,13 @@ def tune(
     loaded = Scenario.load(file, overrides or [])
     _refuse_grid(loaded.grid)
     specs = _one_of_each_entry(loaded.expand())
-    check_specs(specs)
+    with results_alone():
+        check_specs(specs)
     arms = [spec.arm for spec in specs]
     if not dry_run:
         _check_writable(file, arms)
-    results = _measured(specs, seconds, progress_console(quiet=False))
+    with results_alone():
+        results = _measured(specs, seconds, progress_console(quiet=False))
     changes = changes_of(_engines(file, arms), results)
     comment = f"{MARK} on {_machine()}"
     if changes and not dry_run:

@@ -195,7 +195,7 @@ class Block:
                 row[: len(value) if value.ndim else None] = value
             stacked[name] = self._tensor(values).expand(clients, -1).unbind(1)
         stacked["num-examples"] = self._examples
-        stacked["partition-id"] = self._tensor(self.held.partitions)
+        stacked["partition-id"] = torch.from_numpy(self.held.partitions).to(self.shards.device)
         stacked["step"] = self._tensor(np.arange(length)).expand(clients, -1).unbind(1)
         return stacked
 

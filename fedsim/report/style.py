@@ -9,6 +9,8 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from fedsim.runs.files import write_bytes
@@ -93,10 +95,14 @@ def legend(ax: Axes, **options: Any) -> None:
 def to_png(fig: Figure, dpi: int = DPI) -> bytes:
     """Returns the figure as PNG bytes, free of dates and versions.
 
-    Fixes the layout that was found: solving it again takes as long as drawing.
+    Fixes the layout that was found: solving it again takes as long as drawing. Not by `savefig`,
+    which draws everything twice.
     """
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    before, fig.dpi = fig.dpi, dpi
+    canvas: Any = FigureCanvasAgg(fig)
+    canvas.print_png(buffer, metadata={"Software": None})
+    fig.dpi = before
     fig.set_layout_engine("none")
     return buffer.getvalue()
 
@@ -105,7 +111,10 @@ def to_png(fig: Figure, dpi: int = DPI) -> bytes:
 def to_svg(fig: Figure) -> bytes:
     """Returns the figure as SVG bytes, free of dates and random ids."""
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "fedsim"})
+    before = fig.dpi
+    canvas: Any = FigureCanvasSVG(fig)
+    canvas.print_svg(buffer, metadata={"Date": None, "Creator": "fedsim"})
+    fig.dpi = before
     return buffer.getvalue()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from fedsim.errors import UserError
 from fedsim.runs.files import disk_errors, write_bytes
 from fedsim.runs.reader import Run
+from fedsim.runs.record import APP_LOG
 from fedsim.runs.writer import PARAMETERS
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _COPIES = (
     "summary.json",
     "environment.json",
     "engine.json",
-    "app.log",
+    APP_LOG,
     PARAMETERS,
 )
 

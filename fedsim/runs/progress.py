@@ -37,6 +37,8 @@ class Progress:
       plain: True for plain lines also in a terminal (`--quiet`).
       run, runs: "run 3/8", when several runs follow one another.
       start: rounds that were complete before (a resumed run), for the time that remains.
+      steady: False where rounds differ in length, or the run may end before the last: what remains
+        cannot be told then.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Progress:
         run: int = 1,
         runs: int = 1,
         start: int = 0,
+        steady: bool = True,
     ) -> None:
         self._total = total_rounds
         self._title = title if runs == 1 else f"run {run}/{runs} {title}"
@@ -57,6 +60,7 @@ class Progress:
         self._show = show
         self._plain = plain or not self._console.is_terminal or bool(os.environ.get("NO_COLOR"))
         self._start = start
+        self._steady = steady
         self._round = start
         self._metrics: Mapping[str, float] = {}
         self._clients_per_second: float | None = None
@@ -157,7 +161,7 @@ class Progress:
         elapsed = time.monotonic() - self._began
         done = self._round - self._start
         left = self._total - self._round
-        if done <= 0 or left <= 0:
+        if done <= 0 or left <= 0 or not self._steady:
             return f"{time_text(elapsed)} elapsed"
         return f"{time_text(elapsed / done * left)} left"
 

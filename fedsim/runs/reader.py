@@ -39,14 +39,13 @@ class Run:
 
     @property
     def status(self) -> str:
-        """ "running", "finished", "failed", "interrupted" or "died (resumable)"."""
+        """ "running", "finished", "failed", "interrupted", "died (resumable)"; of an app "died"."""
         return status_of(self.path, record.Record.load(self.path).status)
 
     @cached_property
     def scenario(self) -> dict[str, Any]:
         """The resolved scenario."""
-        found: dict[str, Any] = yaml.safe_load((self.path / "scenario.yaml").read_text())
-        return found
+        return _scenario(self.path)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -129,8 +128,20 @@ class Run:
 def status_of(folder: Path, status: str) -> str:
     """Returns the status to show: a "running" run without a living process died."""
     if status == "running" and not lock.is_held(folder):
-        return record.DIED
+        return record.APP_DIED if _is_of_app(folder) else record.DIED
     return status
+
+
+def _is_of_app(folder: Path) -> bool:
+    try:
+        return "app" in _scenario(folder)
+    except (OSError, yaml.YAMLError, TypeError):  # a damaged run is for the commands that read it
+        return False
+
+
+def _scenario(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((folder / "scenario.yaml").read_text())
+    return found
 
 
 def _frame(found: list[Any], columns: tuple[str, ...]) -> pd.DataFrame:

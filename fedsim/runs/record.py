@@ -13,10 +13,12 @@ from fedsim.runs.files import write_bytes
 
 FORMAT = 1
 NAME = "run.json"
+APP_LOG = "app.log"  # of a Flower app's run: Flower's log lines, and all tracebacks
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 STATUSES: tuple[Status, ...] = ("running", "finished", "failed", "interrupted")
-DIED = "died (resumable)"  # shown for a run that says "running" and whose process is gone
+# Shown for a run that says "running" and whose process is gone; a Flower app has nothing to resume.
+DIED, APP_DIED = "died (resumable)", "died"
 
 
 @dataclass

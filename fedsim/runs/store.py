@@ -162,7 +162,9 @@ class RunStore:
         raise UserError(f"there is no run {run_id!r} in {self.root}{hint}")
 
     def ids(self) -> list[str]:
-        """Returns the ids of all runs, sorted."""
+        """Returns the ids of all runs, sorted; raises UserError if the folder is a file."""
+        if self.root.is_file():
+            raise UserError(f"{self.root} is a file, not a folder of runs")
         return sorted(path.parent.name for path in self.root.glob(f"*/{record.NAME}"))
 
     def list(self) -> pd.DataFrame:

@@ -227,7 +227,9 @@ def _text(file: Path) -> str:
     try:
         status = file.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise _refused(name, "is a folder, not a scenario file")
+            is_app = (file / "pyproject.toml").is_file()
+            hint = f"A Flower app is run by: fedsim run --app {name}" if is_app else ""
+            raise _refused(name, "is a folder, not a scenario file", hint=hint)
         if not stat.S_ISREG(status.st_mode):
             raise _refused(name, "is not a regular file")
         if status.st_size > MAX_BYTES:

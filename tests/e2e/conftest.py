@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from fedsim.cli.guard import execute
+from fedsim.metrics import diagnostics
+
+SCALARS = 64
+"""How many scalars of a posterior the runs of these tests diagnose."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ def fedsim(
     monkeypatch.delenv("FEDSIM_RUNS", raising=False)
     monkeypatch.delenv("FEDSIM_DEBUG", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
+    # ArviZ takes 4 ms for each scalar: longer than the rounds that drew it.
+    monkeypatch.setattr("fedsim.artifacts.diagnostics", partial(diagnostics, limit=SCALARS))
 
     def call(*arguments: object) -> Result:
         capsys.readouterr()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
@@ -56,7 +58,10 @@ def clock_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 class Stuck(nn.Module):
-    """Computes for minutes in one torch operation where it is given many rows."""
+    """Computes for minutes in one torch operation where it is given many rows.
+
+    A file `stuck` says that it has begun.
+    """
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
@@ -65,6 +70,7 @@ class Stuck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns (n, classes)."""
         if len(x) > 100:
+            Path("stuck").touch()
             torch.linalg.svd(torch.ones(5000, 5000) + torch.eye(5000))
         logits: Tensor = self.linear(x.flatten(1))
         return logits

@@ -24,7 +24,7 @@ strategy: fedavg
 THREE = """\
 name: three
 rounds: 6
-data: {name: digits, rows: 300, test_fraction: 0.2}
+data: {name: breast_cancer, rows: 300, test_fraction: 0.2}
 partition: {name: dirichlet, clients: 4, alpha: 1.0, min_size: 5, holdout: 0.2}
 model: softmax
 task: classification

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from fedsim import RunStore
+from fedsim.apps import prepare
+from fedsim.cli.guard import execute
 from tests.e2e.conftest import Command
 from tests.e2e.test_apps import APPS, NUMPY, SKLEARN, value
 
@@ -46,15 +49,33 @@ def test_every_mistake_is_told_at_once_and_nothing_is_written(fedsim: Command) -
         ([], "there is nothing to run"),
         (["--app", "nowhere"], "there is no such folder"),
         (["--app", APPS], "there is no pyproject.toml in it"),
+        (["--app", APPS / "numpy_app" / "numpyapp" / "task.py"], "task.py: is a file. --app takes"),
+        (
+            ["--app", "mine.yaml"],
+            "is a file. --app takes the folder of a Flower app; a scenario is"
+            " run by: fedsim run mine.yaml",
+        ),
+        (
+            [NUMPY],
+            f"is a folder, not a scenario file. A Flower app is run by: fedsim run --app {NUMPY}",
+        ),
+        (["--app", NUMPY, "--set", "standardise=yes"], "standardise: must be true or false"),
         (["--app", NUMPY, "--seeds", "a"], "is not a list of whole numbers"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
     fedsim: Command, arguments: list[object], words: str
 ) -> None:
+    Path("mine.yaml").write_text("name: mine\n")
     done = fedsim("run", *arguments)
     assert done.status == 2
-    assert words in " ".join(done.err.replace("│", " ").split())
+    assert words.strip() in " ".join(done.err.replace("│", " ").split())
+
+
+def test_a_boolean_is_true_in_toml_and_in_python(fedsim: Command) -> None:
+    for text, meant in (("true", True), ("True", True), ("false", False), ("False", False)):
+        (spec,) = prepare(NUMPY, [f"standardise={text}"])
+        assert spec.scenario.run_config["standardise"] is meant
 
 
 def make_app(folder: Path, server: str, client: str, package: str = "same") -> Path:
@@ -187,8 +208,76 @@ def test_waiting_for_nodes_that_never_come_fails(
     make_app(tmp_path / "waiting", server, CLIENT.replace("ANSWER", "1"))
     done = fedsim("run", "--app", "waiting", "--no-report")
     assert done.status == 1
-    assert "waits for more nodes than the 2 that there are" in done.err
+    assert "it seems to wait for more than the 2 that there are" in done.err
     assert fedsim("run", "--app", "waiting", "--nodes", 9, "--no-report").status == 0
+
+
+LOUD = """
+import subprocess
+subprocess.run(["echo", "imported"])
+print("and printed")
+"""
+
+
+def test_what_an_apps_programs_print_leaves_standard_output_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server = SERVER + "    subprocess.run(['echo', 'served'])\n"
+    client = CLIENT.replace("ANSWER", "subprocess.run(['echo', 'answered']).returncode")
+    make_app(tmp_path / "loud", LOUD + server, "import subprocess\n" + client)
+    assert execute(["run", "--app", "loud", "--json", "--no-report", "--out", "runs"]) == 0
+    out, err = capfd.readouterr()
+    (run,) = json.loads(out)["runs"]
+    assert run["status"] == "finished"
+    for word in ("imported", "and printed", "served", "answered"):
+        assert word in err
+
+
+NAN_SERVER = """
+import numpy as np
+from flwr.app import ArrayRecord
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    FedAvg(fraction_evaluate=0.0).start(grid, ArrayRecord([np.ones(2), np.ones(1)]), num_rounds=3)
+"""
+NAN_CLIENT = """
+import numpy as np
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+app = ClientApp()
+@app.train()
+def train(message, context):
+    first, second = message.content["arrays"].to_numpy_ndarrays()
+    now = message.content["config"]["server-round"]
+    metrics = MetricRecord({"num-examples": 1, "loss": float("nan") if now > 1 else 0.5,
+                            "early": float("inf") if now < 3 else 1.0})
+    content = {"arrays": ArrayRecord([first * BY, second]), "metrics": metrics}
+    return Message(RecordDict(content), reply_to=message)
+"""
+
+
+@pytest.mark.parametrize("by", ["np.nan", "1.0"])
+def test_results_that_are_no_numbers_are_told(fedsim: Command, tmp_path: Path, by: str) -> None:
+    make_app(tmp_path / "lost", NAN_SERVER, NAN_CLIENT.replace("BY", by))
+    done = fedsim("run", "--app", "lost", "--no-report", "-q")
+    assert done.status == 0
+    run = RunStore().open("latest")
+    expected = ["train/loss is NaN or Inf since round 2"]
+    if by == "np.nan":
+        expected = ["the final parameters have NaN or Inf, in 1 of 2 arrays", *expected]
+    assert run.summary["notes"] == expected
+    assert list(run.events.query("kind == 'not_finite'")["what"]) == expected
+    assert f"fedsim: run {run.id}: {'; '.join(expected)}\n" in done.err
+    assert expected[0] in fedsim("show", "latest").out
+
+
+def test_the_last_lines_say_where_the_apps_log_is(fedsim: Command) -> None:
+    done = fedsim("run", "--app", NUMPY, "--no-report", "--set", "num-server-rounds=1")
+    assert f"  runs/{RunStore().ids()[0]}/app.log\n" in done.out
 
 
 def test_a_run_in_which_no_node_ever_answers_fails(fedsim: Command, tmp_path: Path) -> None:

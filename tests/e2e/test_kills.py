@@ -23,6 +23,8 @@ import pytest
 from fedsim import Run, RunStore
 from tests.e2e.scenarios import THREE, numbers, same_bits
 
+pytestmark = pytest.mark.xdist_group("kills")  # one zygote, and one undisturbed run
+
 ROOT = Path(__file__).parents[2]
 KILLED = -signal.SIGKILL
 
@@ -31,7 +33,7 @@ KILLED = -signal.SIGKILL
 STEPPED = """\
 name: stepped
 rounds: 6
-data: {name: digits, rows: 200, test_fraction: 0.2, validation_fraction: 0.2}
+data: {name: breast_cancer, rows: 200, test_fraction: 0.2, validation_fraction: 0.2}
 partition: {name: dirichlet, clients: 4, alpha: 1.0, min_size: 5, holdout: 0.2}
 model: softmax
 task: classification
@@ -84,6 +86,11 @@ class Zygote:
         self._order(arguments, step, count, wait=True)
         return self._answer()
 
+    def learn(self, *arguments: str) -> int:
+        """Runs the command, and imports what it has imported for all that come after it."""
+        self._order(arguments, None, 0, wait=True, learn=str(self.folder / "modules"))
+        return self._answer()
+
     def start(self, *arguments: str, slow: float = 0.0) -> int:
         """Starts the command and returns its process id; `wait` comes next."""
         self._order(arguments, None, 0, slow, wait=False)
@@ -102,13 +109,20 @@ class Zygote:
         """Ends the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        assert self._process.wait(30) == 0
+        assert self._process.wait(120) == 0
 
     def _order(
-        self, arguments: Any, step: str | None, count: int, slow: float = 0.0, *, wait: bool
+        self,
+        arguments: Any,
+        step: str | None,
+        count: int,
+        slow: float = 0.0,
+        *,
+        wait: bool,
+        learn: str | None = None,
     ) -> None:
         order = {"arguments": list(arguments), "step": step, "count": count, "slow": slow,
-                 "wait": wait, "errors": str(self.folder / "errors")}  # fmt: skip
+                 "wait": wait, "learn": learn, "errors": str(self.folder / "errors")}  # fmt: skip
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
@@ -170,7 +184,9 @@ def noted(run: Run) -> list[Any]:
 @pytest.fixture(scope="module")
 def whole(zygote: Zygote) -> Run:
     (zygote.folder / "stepped.yaml").write_text(STEPPED)
-    assert zygote("run", "stepped.yaml", "--no-report", "--out", "whole") == 0, zygote.errors()
+    assert zygote.learn("run", "stepped.yaml", "--no-report", "--out", "whole") == 0, (
+        zygote.errors()
+    )
     found = run_of(zygote.folder / "whole")
     assert len(found.draw_rounds) == 5
     assert len(numbers(found)) > 100
@@ -233,13 +249,13 @@ def killed_at_random(zygote: Zygote, text: str, folder: Path, kills: int, seed: 
     return run_of(folder)
 
 
-PAUSE = 0.05
+PAUSE = 0.2
 """Seconds that each round is made to take, at least."""
 
 
 def wait_for_rounds(folder: Path, plans: dict[Path, int], child: int) -> None:
     """Returns when the command has begun to compute rounds."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while {p: p.stat().st_mtime_ns for p in folder.glob("*/engine.json")} == plans:
         assert processes_of(child), "ended before it was killed"
         assert time.monotonic() < end
@@ -258,7 +274,7 @@ def one_of_three(group: str, rounds: int) -> str:
 
 def undisturbed(zygote: Zygote, text: str, name: str) -> Run:
     (zygote.folder / f"{name}.yaml").write_text(text)
-    assert zygote("run", f"{name}.yaml", "--no-report", "--out", name) == 0, zygote.errors()
+    assert zygote.learn("run", f"{name}.yaml", "--no-report", "--out", name) == 0, zygote.errors()
     return run_of(zygote.folder / name)
 
 

@@ -18,6 +18,8 @@ from fedsim.runs import RunWriter
 from tests.e2e.conftest import Command
 from tests.e2e.scenarios import THREE, by_group, same_bits, write
 
+pytestmark = pytest.mark.xdist_group("reproducible")  # one run that others are compared with
+
 ROOT = Path(__file__).parents[2]
 Runs = dict[str, Run]
 

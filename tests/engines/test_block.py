@@ -151,7 +151,7 @@ def test_scalars_are_each_clients_own() -> None:
     assert scalars["rate"].tolist() == [4.0, 3.0]
     assert scalars["constant"].tolist() == [2.0, 0.0]
     assert scalars["num-examples"].tolist() == [30.0, 7.0]
-    assert scalars["partition-id"].tolist() == [2.0, 0.0]
+    assert scalars["partition-id"].tolist() == [2, 0]
     assert scalars["step"].tolist() == [3.0, 3.0]
 
 
@@ -182,3 +182,9 @@ def test_whole_shards_have_few_widths() -> None:
     assert len(set(widths)) < 90
     assert all(n <= w <= n + max(n // 8, 0) for n, w in enumerate(widths, 1))
     assert widths[:15] == list(range(1, 16))
+
+
+def test_a_clients_number_is_exact_whatever_the_dtype() -> None:
+    block = make(BATCHINGS[0], [2, 0])
+    block.held = dataclasses.replace(block.held, partitions=np.array([2**24 + 1, 2**31 + 3]))
+    assert block._stack_scalars()["partition-id"].tolist() == [2**24 + 1, 2**31 + 3]

@@ -59,7 +59,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(operations=OPERATIONS, budget=st.sampled_from([0, 1, 33, 100, 400, 10**6]))
 def test_a_dict_is_the_oracle(operations: list[Any], budget: int) -> None:
     states, oracle = ClientStates(budget), dict[int, Arrays]()

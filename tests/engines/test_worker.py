@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.clients.base import Batch, Batching, Client, Config, DirectClient, Inputs, Plan, Reply
@@ -137,7 +137,6 @@ def test_what_workers_are_told_of_a_reduction_is_data() -> None:
     assert sent.weights(checked).tolist() == [4.0]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 3), min_size=1, max_size=33),
     st.lists(st.integers(0, 33), max_size=4),
@@ -175,7 +174,6 @@ def test_tensors_are_laid_out_as_new_ones() -> None:
 
 
 @given(st.permutations([7, 20, 33, 41]))
-@settings(deadline=None)
 def test_replies_come_in_the_order_of_the_cohort(sizes: list[int]) -> None:
     client = sgd(functional(), batch_size=16, lr=0.1)
     made = cohorts(client, federation(tuple(sizes)))

@@ -260,7 +260,10 @@ def exact_variance(step_size: float) -> float:
     return float(solve_discrete_lyapunov(np.array(A), np.array(Q))[0, 0])
 
 
-@pytest.mark.parametrize("kind", ["full precision", "F", "VC"])
+@pytest.mark.parametrize(
+    "kind",
+    ["full precision", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("F", "VC"))],
+)
 def test_stationary_variance_through_the_engine(kind: str) -> None:
     """η = .09, u = 2, γ = 3, FL = 4: within 3 % of full precision (1.031)."""
     low = {

@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from fedsim.apps.grid import AppGrid
+from fedsim.errors import RunFailed
 from fedsim.grids.apps import NumpyArray, copy_content
 from fedsim.messages import TensorArray
 
@@ -148,3 +149,29 @@ def test_each_push_is_told_with_its_replies_in_order() -> None:
         m.metadata.message_id for m in messages
     ]
     assert grid.get_node_ids() == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("work", [False, True])
+def test_only_who_does_nothing_else_waits_for_more_nodes(
+    monkeypatch: pytest.MonkeyPatch, work: bool
+) -> None:
+    now = busy = 0.0
+    monkeypatch.setattr("fedsim.apps.grid.time.monotonic", lambda: now)
+    monkeypatch.setattr("fedsim.apps.grid.time.thread_time", lambda: busy)
+    grid = grid_of(drawing_app())
+    for _ in range(9):  # a second apart: eight seconds, within its patience
+        grid.get_node_ids()
+        now, busy = now + 1.0, busy + (0.9 if work else 0.001)
+    now += 3.0
+    if work:
+        assert grid.get_node_ids() == [2, 3, 4, 5]
+        return
+    with pytest.raises(RunFailed, match=r"for the nodes 10 times in 12 s .* than the 4"):
+        grid.get_node_ids()
+
+
+def test_who_sends_messages_may_ask_as_often_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsim.apps.grid.PATIENCE_SECONDS", 0.0)
+    grid = grid_of(drawing_app())
+    for _ in range(20):
+        ask(grid, list(grid.get_node_ids()))

@@ -41,7 +41,7 @@ SIZED = ["iid", "dirichlet", "shards", "pathological", "quantity_skew", "label_q
 
 
 @pytest.mark.parametrize("name", SIZED)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     n=st.integers(20, 400),
     clients=st.integers(1, 12),
@@ -105,7 +105,7 @@ def test_iid_sizes_differ_by_at_most_one() -> None:
     assert set(np.bincount(owner)) == {14, 15}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(k=st.integers(1, 6), clients=st.integers(6, 20), seed=st.integers(0, 1000), n=st.just(600))
 def test_pathological_gives_exactly_k_classes(k: int, clients: int, seed: int, n: int) -> None:
     examples = labelled(np.arange(n) % 6)

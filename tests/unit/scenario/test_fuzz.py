@@ -8,7 +8,7 @@ import string
 from typing import Any
 
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.errors import ScenarioError
@@ -60,19 +60,16 @@ def answer(text: str, *overrides: str) -> None:
         from_document(parse(text), overrides, COMPONENTS)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.text() | st.lists(PIECES, max_size=40).map("".join))
 def test_random_text(text: str) -> None:
     answer(text)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.integers(0, len(MANY)), st.integers(0, 8), st.lists(PIECES, max_size=3).map("".join))
 def test_scenarios_with_a_damaged_place(start: int, length: int, piece: str) -> None:
     answer(MANY[:start] + piece + MANY[start + length :])
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.dictionaries(KEYS, PLAIN, max_size=4))
 def test_random_sections(sections: dict[str, Any]) -> None:
     answer(yaml.safe_dump({**BASE, **sections}, allow_unicode=True))
@@ -80,7 +77,6 @@ def test_random_sections(sections: dict[str, Any]) -> None:
         Scenario.from_dict({**BASE, **sections}, COMPONENTS)
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     st.lists(
         st.text(string.printable, max_size=20)
@@ -96,7 +92,6 @@ def test_random_overrides(overrides: list[str]) -> None:
     answer(TEXT, *overrides)
 
 
-@settings(max_examples=300, deadline=None)
 @given(PLAIN)
 def test_json_is_read_as_json(value: object) -> None:
     """JSON is a part of YAML 1.2: an independent oracle of values, quotes and escapes."""
@@ -105,7 +100,6 @@ def test_json_is_read_as_json(value: object) -> None:
         assert parse(text).data == json.loads(text)
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.dictionaries(KEYS, PLAIN, max_size=3))
 def test_a_good_scenario_round_trips(sections: dict[str, Any]) -> None:
     try:

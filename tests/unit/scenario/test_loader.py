@@ -193,10 +193,10 @@ def test_the_first_of_two_values_counts_and_the_second_leaves_no_trace() -> None
 
 
 def test_an_alias_bomb_costs_nothing() -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     document = parse(BOMB)
     assert len(document.mistakes) == 9 + 8 * 3
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1
 
 
 def test_tags_run_nothing(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ SECTION = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(LINES, unique=True, max_size=6), SECTION, st.lists(LINES, unique=True, max_size=3))
 def test_any_file_keeps_its_lines(before: list[str], section: str, after: list[str]) -> None:
     lines = [*before, section, *(line for line in after if line not in before)]

@@ -1,9 +1,15 @@
-"""The round loop when it has nothing left to do, and when the grid itself loses replies."""
+"""The round loop with nothing left to do, with replies that the grid loses, with empty clients."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedsim.data import Partition
 from fedsim.messages import Failure, Replies
-from tests.engines.toys import same_bits
+from tests.engines.toys import federation, same_bits
 from tests.unit.server.test_loop import loop
 
 
@@ -26,3 +32,17 @@ def test_failures_of_the_grid_itself_are_counted() -> None:
     made, memory = loop(change=silence, rounds=2)
     assert made.run().totals.dropped == 2
     assert memory.events[0][2]["nodes"] == {"5": "timed out", "6": "no reply"}
+
+
+def test_a_client_without_rows_has_no_loss_but_their_number() -> None:
+    data = federation(holdout=3, test=20)
+    assert data.holdouts is not None
+    rows = [*data.holdouts[:2], np.zeros(0, int), *data.holdouts[3:]]
+    made, memory = loop(data=replace(data, holdouts=Partition.of(rows)), rounds=1, clients_every=1)
+    made.run()
+    (_, having, metrics), (_, without, numbers) = memory.client_metrics
+    assert (having, without) == ([0, 1, 3, 4], [2])
+    assert numbers == {"num-examples": [0.0]}
+    assert metrics["num-examples"] == [3.0] * 4
+    mean = sum(metrics["loss"]) / 4
+    assert memory.metrics[1, "client"]["loss"] == pytest.approx(mean, rel=1e-12)
