@@ -252,7 +252,7 @@ class Pool:
             try:
                 starting[reference].place = ray.get(reference)
             except ray.exceptions.ActorDiedError as error:
-                if "creation task" in str(error):  # what the constructor raised it will raise again
+                if error.actor_init_failed:  # what the constructor raised it will raise again
                     raise RunFailed(f"a worker cannot start: {_last_line(error)}") from error
                 self.replace(starting[reference].handle)
             except _of_the_dead():

@@ -159,6 +159,28 @@ def test_a_pool_that_cannot_start_leaves_no_workers(monkeypatch: pytest.MonkeyPa
     assert cluster.alive == []
 
 
+def test_only_what_a_constructor_raises_ends_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the error's text says, that of the user's node in this case."""
+    cluster = Cluster(monkeypatch)
+    lost = ray.exceptions.ActorDiedError()
+    lost.error_msg = "node creation-task-7 died while the actor's creation task ran"
+    made = cluster.put
+
+    def put(when: float, outcome: Any) -> object:
+        first = outcome == "place" and len(cluster.done) == 0
+        return made(when, lost if first else outcome)
+
+    monkeypatch.setattr(cluster, "put", put)
+    assert Pool(cluster.make, 1).lost == 1
+
+    error = ray.exceptions.ActorDiedError()
+    error._actor_init_failed = True
+    error.error_msg = "ValueError: no such model"
+    monkeypatch.setattr(cluster, "put", lambda when, outcome: made(when, error))
+    with pytest.raises(RunFailed, match="a worker cannot start: ValueError: no such model"):
+        Pool(cluster.make, 1)
+
+
 def test_workers_are_counted_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
     Cluster(monkeypatch)
     assert pool.worker_count(EngineParams(name="ray", client_resources={"cpus": 2.0})) == 2  # type: ignore[arg-type]
