@@ -14,6 +14,7 @@ from fedsim.errors import RunFailed
 from fedsim.grids.collect import CohortResult, joined
 from fedsim.grids.evaluate import Job, Sums, clients_of, evaluation_jobs, evaluation_means
 from fedsim.grids.execution import LEAVES, SMALL_LANE, Execution, divide
+from fedsim.grids.room import fitting
 from fedsim.grids.shards import Shards
 from fedsim.grids.states import BUDGET, ClientStates
 from fedsim.grids.worker import Keep, Order, Share, Worker
@@ -49,6 +50,7 @@ class Cohorts:
         self.worker = Worker(client, shards, execution, seed)
         self.states = ClientStates(state_budget)
         self.bounds: dict[str, list[int]] = {}  # clients of each block, in the first round
+        self.lanes: dict[str, int] = {}  # bytes of a client and chain, where blocks follow from it
 
     @property
     def client(self) -> Client | DirectClient:
@@ -72,6 +74,8 @@ class Cohorts:
             "graphs": len(cache),
             "trace_seconds": round(cache.seconds, 3),
         }
+        if self.lanes:
+            facts["lane_bytes"] = self.lanes
         if self.worker.halved:
             facts["halved"] = dict(self.worker.halved)
         return facts
@@ -146,9 +150,22 @@ class Cohorts:
         plans = self.worker.plans(client, order, partitions)
         sizes = self.shards.sizes[np.asarray(partitions, np.int64)].tolist()
         floats = self._floats(plans[0], order.records, max(sizes))
-        blocks = divide(plans, sizes, self.execution.chunk or None, floats)
+        chunk, fit = self.execution.chunk or None, None
+        if self.execution.memory and chunk is None:
+            largest = max(range(count), key=lambda i: (sizes[i], -partitions[i]))
+            fit = self._fit(client, order, plans[largest], partitions[largest])
+        blocks = divide(plans, sizes, chunk, floats, fit)
         self.bounds.setdefault(order.message_type, [len(members) for members in blocks])
-        return blocks, floats <= SMALL_LANE
+        # a device's memory is for one block at a time
+        return blocks, floats <= SMALL_LANE or self.execution.memory > 0
+
+    def _fit(self, client: Client, order: Order, plan: Plan, partition: int) -> int:
+        """Returns how many clients like this one a block may hold on the device."""
+        shards = self.shards
+        lane = self.worker.lane_bytes(client, order, plan, partition)
+        self.lanes[order.message_type] = max(lane, self.lanes.get(order.message_type, 0))
+        resident = shards.sample.bytes + client.model.bytes
+        return fitting(self.execution.memory, resident, lane, plan.chains, shards.dtype.itemsize)
 
     def _floats(self, plan: Plan, records: dict[str, Arrays], rows: int) -> int:
         """Returns roughly how many floats of state and data one client and chain takes."""

@@ -23,8 +23,9 @@ from fedsim.errors import FedsimError, RunFailed
 from fedsim.grids.collect import CohortResult, Collector, Outcome, plain, reduced
 from fedsim.grids.evaluate import Job, Sums, clients_of, evaluate_job
 from fedsim.grids.execute import at, channels_last, run_mapped, run_one
-from fedsim.grids.execution import Execution
+from fedsim.grids.execution import Execution, form_of
 from fedsim.grids.lanes import Block, Stream
+from fedsim.grids.room import first_step, lane_bytes
 from fedsim.grids.shards import Held, Integers, Shards
 from fedsim.grids.states import ClientStates
 from fedsim.grids.trace import TraceCache
@@ -95,6 +96,7 @@ class Worker:
         self.explain: Callable[[Exception], str] = lambda e: f"{type(e).__name__}: {e}"
         """Returns why a client failed, in one line."""
         self._actions: dict[str, Client] = {}
+        self._lanes: dict[object, int] = {}
         self._planned: tuple[object, object, dict[int, Plan]] = (None, None, {})
         self._pool = self._threads()
 
@@ -161,6 +163,29 @@ class Worker:
         except Exception as error:  # whatever the user's client raises
             raise RunFailed(_blame(client, "plan", stream, error)) from error
         return [by_size[n] for n in sizes]
+
+    def lane_bytes(self, client: Client, order: Order, plan: Plan, partition: int) -> int:
+        """Returns the most bytes that a client and one of its chains take at once.
+
+        It is counted once for each form of plan and each size of minibatch.
+        """
+        rows = int(self.shards.sizes[partition]) if plan.batching.kind == "full" else 0
+        key = (order.message_type, form_of(plan), min(plan.steps, 1), rows)
+        if key not in self._lanes:
+            chains = plan.chains
+            records = tree_map(lambda t: t.to(self.shards.device), order.records)
+            like = _shapes(records, bool(chains))
+            chain = 0 if chains else None
+            stream = order.stream(self.seed)
+            block = Block([first_step(plan)], [partition], self.shards, stream, like, chain)
+            state = self._initial(chains)
+            if chains:
+                records, state = at(records, 0), at(state, 0)
+            try:
+                self._lanes[key] = lane_bytes(client, block, records, state)
+            except Exception as error:  # of a user's client; it would fail mapped, too
+                raise RunFailed(_blame(client, "train", stream, error)) from error
+        return self._lanes[key]
 
     def _plans_for(self, client: Client, order: Order) -> dict[int, Plan]:
         """Returns the message's plans so far, by the client's size; a cohort asks twice."""
