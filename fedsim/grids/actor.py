@@ -27,6 +27,7 @@ from fedsim.grids.collect import CohortResult
 from fedsim.grids.evaluate import Job, Sums
 from fedsim.grids.execution import Execution
 from fedsim.grids.memory import keep_freed_memory
+from fedsim.grids.room import device_memory
 from fedsim.grids.shards import Integers, Shards
 from fedsim.grids.states import BUDGET, ClientStates
 from fedsim.grids.worker import Order, Share, Worker
@@ -160,12 +161,11 @@ def place_of(device: torch.device) -> Place:
     """Returns where this process is."""
     import ray
 
-    name, memory = device.type, 0
+    name = device.type
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        name, memory = f"cuda ({properties.name})", properties.total_memory
+        name = f"cuda ({torch.cuda.get_device_properties(0).name})"
     node = ray.get_runtime_context().get_node_id()
-    return Place(socket.gethostname(), os.getpid(), node, name, memory)
+    return Place(socket.gethostname(), os.getpid(), node, name, device_memory(device))
 
 
 def _states(given: States) -> ClientStates:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -21,12 +22,12 @@ from flwr.app import RecordDict
 from fedsim.clients.base import Client, DirectClient
 from fedsim.data import FederatedData
 from fedsim.errors import RunFailed
-from fedsim.grids.actor import Actor, Refused, Site, Trained
+from fedsim.grids.actor import Actor, Place, Refused, Site, Trained
 from fedsim.grids.cohort import Cohorts
 from fedsim.grids.collect import CohortResult, joined
 from fedsim.grids.evaluate import Job, Sums, clients_of
 from fedsim.grids.execution import Execution
-from fedsim.grids.pool import GRACE, Late, Pool, dashboard, store_errors
+from fedsim.grids.pool import GRACE, Late, Pool, links, room_for, store_errors
 from fedsim.grids.shards import Shards
 from fedsim.grids.worker import Keep, Order, Share
 from fedsim.means import MeanTree
@@ -50,10 +51,12 @@ class RayCohorts(Cohorts):
         workers: int,
         needs: ClientResources,
         deadline: float | None = None,
+        grows: bool = False,
     ) -> None:
         """execution: of a worker. shards: the driver's view of `data`. needs: of a worker.
 
-        deadline: seconds a client may take for one message.
+        deadline: seconds a client may take for one message. grows: whether there are more workers
+        than `workers` where the cluster gets room for more.
         """
         import ray
 
@@ -62,7 +65,12 @@ class RayCohorts(Cohorts):
         only = replace(data, validation=None, test=None, ood=None, truth={})
         site = stored(Site(client, only, execution, seed))
         kind = ray.remote(Actor).options(num_cpus=needs.cpus, num_gpus=needs.gpus, max_restarts=0)
-        self._pool = Pool(lambda: kind.remote(site), workers)
+        self._pool = Pool(
+            partial(kind.remote, site), workers, partial(room_for, needs) if grows else None
+        )
+        if not execution.memory:  # a run that goes on keeps the memory that it began with
+            memory = least_memory(self._pool.places, needs.gpus)
+            self.execution = replace(execution, memory=memory)
         self._told: tuple[RecordDict, Order, Any] | None = None  # the last single message
         self._graphs, self._trace_seconds = 0, 0.0
         self._halved: Counter[int] = Counter()
@@ -81,9 +89,10 @@ class RayCohorts(Cohorts):
             "trace_seconds": round(self._trace_seconds, 3),
             "workers": self._seen,
             "workers_lost": self._pool.lost,
+            **links(),
         }
-        if url := dashboard():
-            facts["dashboard"] = url
+        if self.execution.memory:
+            facts |= {"memory": self.execution.memory, "lane_bytes": self.lanes}
         return facts | ({"halved": dict(self._halved)} if self._halved else {})
 
     def _train(
@@ -189,6 +198,14 @@ class RayCohorts(Cohorts):
         if not self._seen or self._seen[-1]["workers"] != workers:
             from_round = int(order.config.get("server-round", 0))
             self._seen.append({"from_round": from_round, "workers": workers})
+
+
+def least_memory(places: Sequence[Place], gpus: float) -> int:
+    """Returns the bytes that each worker may use of its device; 0 where one has none of its own.
+
+    gpus: that a worker takes; beyond one, it computes on one of them all the same.
+    """
+    return int(min((place.memory for place in places), default=0) * min(gpus, 1.0))
 
 
 def divided(items: Sequence[T], parts: int, cost: Callable[[T], int]) -> list[Sequence[T]]:
