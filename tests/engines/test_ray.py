@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +14,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 from torch import nn
 
-from fedsim import run_all
 from fedsim.clients.base import Batch, Batching, Client, Config, DirectClient, Inputs, Plan, Reply
-from fedsim.clients.sgd import SGD
 from fedsim.data import DataInfo, Examples, FederatedData
 from fedsim.errors import Params, RunFailed, ScenarioError, UserError
-from fedsim.grids import pool, ray_cohorts
-from fedsim.grids.actor import _as_numpy, _copied, _shared
-from fedsim.grids.lanes import GATHER_FLOATS
+from fedsim.grids import pool
 from fedsim.grids.ray_cohorts import RayCohorts, divided
-from fedsim.messages import Arrays, make_content
-from fedsim.runs import RunWriter
+from fedsim.messages import Arrays
 from fedsim.scenario import Scenario
 from fedsim.server.loop import RoundLoop
 from fedsim.server.state import LoopState
@@ -368,182 +359,3 @@ def test_bandits_search_the_same(strategy: Mapping[str, Any]) -> None:
     assert there.kept.keys() == inline.kept.keys()
     assert all(torch.equal(there.kept[key], inline.kept[key]) for key in inline.kept)
     assert there.memory.client_metrics == inline.memory.client_metrics
-
-
-class EvaluatedAlone(SGD):
-    """Each client is evaluated by itself."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.personalised = True
-
-
-class HungAtEvaluation(EvaluatedAlone):
-    """Partition 4 never ends to evaluate."""
-
-    def evaluate(self, records: Any, client_state: Arrays, batch: Batch) -> Any:
-        if float(batch.x.flatten()[0]) == 4:
-            self.hang()
-        return super().evaluate(records, client_state, batch)
-
-    def hang(self) -> None:
-        """Lets other threads go on."""
-        time.sleep(100)
-
-
-class FrozenAtEvaluation(HungAtEvaluation):
-    """Lets no thread of its process go on."""
-
-    def hang(self) -> None:
-        sum(range(10**13))
-
-
-@pytest.mark.parametrize(
-    ("kind", "late"),
-    [
-        ("HungAtEvaluation", {4}),
-        pytest.param("FrozenAtEvaluation", {4, 5, 6}, marks=pytest.mark.slow),
-    ],
-)
-def test_the_deadline_binds_evaluation_too(
-    kind: str, late: set[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who shares a worker with one that lets nothing else go on fails with it."""
-    monkeypatch.setattr(ray_cohorts, "GRACE", 1.0)
-    more: dict[str, Any] = {
-        "evaluate": {"server_every": 0, "clients_every": 1},
-        "rounds": 1,
-        "quorum": 0.1,
-    }
-    of = {"params": {"lr": 0.1}}
-    calm = {"name": f"{__name__}:EvaluatedAlone", **of}
-    _, log = finish(troubled({"path": "one_by_one"}, client=calm, **more))
-    client = {"name": f"{__name__}:{kind}", **of}
-    setup = troubled(on_ray(2, path="one_by_one"), client=client, deadline=5.0, **more)
-    memory, grid = Memory(), setup.grid()
-    cohorts = grid._clients
-    assert isinstance(cohorts, RayCohorts)
-    try:
-        RoundLoop(setup.strategy, grid, setup.arrays, setup.loop_config(), memory).run()
-        lost = cohorts.record()["workers_lost"]
-    finally:
-        grid.close()
-    reasons = {str(i + 2): "no answer within 5 s (deadline)" for i in sorted(late)}
-    found = [(r, e["message_type"], e["nodes"]) for _, r, e in memory.events]
-    assert found == [(1, "evaluate", reasons)]
-    assert by_client(memory) == {k: v for k, v in by_client(log).items() if k[1] not in late}
-    assert lost == 1
-
-
-def by_client(memory: Memory) -> dict[tuple[int, int], float]:
-    """Returns the losses of evaluation, by round and partition."""
-    return {
-        (server_round, partition): loss
-        for server_round, partitions, values in memory.client_metrics
-        if "train_loss" not in values
-        for partition, loss in zip(partitions, values["loss"], strict=True)
-    }
-
-
-class Echo(Troubled):
-    """Says what it was sent."""
-
-    def train(self, message_type: str, records: Any, *rest: Any) -> Any:
-        return Reply(records, {"letters": float(len(message_type))}), {}
-
-
-@pytest.mark.usefixtures("warm")
-def test_messages_of_two_types_with_one_content_are_told_apart() -> None:
-    setup = troubled(on_ray(1), kind="Echo", client={"name": f"{__name__}:Echo"})
-    cohorts = setup.grid()._clients
-    assert isinstance(cohorts, RayCohorts)
-    content = make_content({"arrays": setup.arrays}, {"server-round": 1})
-    kinds = ["train", "train.again", "train"]
-    try:
-        numbers = [cohorts.start(content, kind, 0) for kind in kinds]
-        found: dict[int, Any] = {}
-        while len(found) < len(numbers):
-            found |= cohorts.finished()
-    finally:
-        cohorts.close()
-    assert [float(found[n].metrics["letters"][0]) for n in numbers] == [5, 11, 5]
-
-
-class Unbuilt(Troubled):
-    """Cannot be built at a worker."""
-
-    def __setstate__(self, state: Any) -> None:
-        raise ValueError("not with me")
-
-
-def test_what_fails_as_a_worker_starts_ends_the_run_at_once() -> None:
-    with pytest.raises(RunFailed, match=r"a worker cannot start: .*not with me"):
-        troubled(on_ray(1), client={"name": f"{__name__}:Unbuilt"}).grid()
-
-
-@pytest.mark.usefixtures("warm")
-def test_blocks_follow_from_the_memory_of_the_smallest_worker(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    memory = 2 * 4 * GATHER_FLOATS + 10**5
-    monkeypatch.setattr(ray_cohorts, "least_memory", lambda places, gpus: memory)
-    here = scenario("mlp", STRATEGIES["FedAvg"], {"chunk": None})
-    there = scenario("mlp", STRATEGIES["FedAvg"], on_ray(2, chunk=None))
-    expected, _ = finish(replace(here, execution=replace(here.execution, memory=memory)))
-    grid = there.grid()
-    try:
-        loop = RoundLoop(there.strategy, grid, there.arrays, there.loop_config(), Memory())
-        assert same_bits(loop.run().arrays, expected.arrays)
-        facts = grid.record()
-    finally:
-        grid.close()
-    assert facts["memory"] == memory
-    assert facts["lane_bytes"]["train"] > 0
-    assert len(facts["blocks"]["train"]) > 1
-
-
-def test_a_later_run_that_the_cluster_cannot_take_is_refused_before_the_first(
-    tmp_path: Path,
-) -> None:
-    plain = troubled(on_ray(1), rounds=1).scenario.resolved()
-    plain |= {"seeds": [0], "grid": {"engine.workers": [1, CPUS + 1]}}
-    with pytest.raises(UserError, match=rf"workers.*{CPUS + 1}.*: .*has room for {CPUS}"):
-        run_all(Scenario.from_dict(plain), out=tmp_path / "runs")
-    assert not list((tmp_path / "runs").glob("*/run.json"))
-
-
-@pytest.mark.usefixtures("warm")
-def test_the_dashboard_is_linked_as_a_run_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pages = {"dashboard": "http://127.0.0.1:8265", "metrics": ["http://127.0.0.1:1/metrics"]}
-    monkeypatch.setattr(ray_cohorts, "links", lambda: pages)
-    seen: list[Any] = []
-    ends = RunWriter.end_round
-
-    def end_round(self: RunWriter, round: int) -> None:
-        seen.append(json.loads((self.path / "engine.json").read_text()))
-        ends(self, round)
-
-    monkeypatch.setattr(RunWriter, "end_round", end_round)
-    plain = troubled(on_ray(1), rounds=1).scenario.resolved()
-    said = io.StringIO()
-    run_all(
-        Scenario.from_dict(plain), out=tmp_path, quiet=False, console=Console(file=said, width=200)
-    )
-    assert "toy: Ray's dashboard is at http://127.0.0.1:8265" in said.getvalue()
-    assert {key: seen[0][key] for key in pages} == pages
-
-
-@pytest.mark.parametrize(
-    "dtype",
-    [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16, torch.float64,
-     torch.complex64, torch.bool, torch.int64, torch.uint8],
-)  # fmt: skip
-@pytest.mark.parametrize("shape", [(), (0, 3), (5,), (64, 7)])
-def test_tensors_of_all_types_travel(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    sent = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    for rebuild in (_copied, _shared):
-        found = rebuild(_as_numpy(sent))
-        assert (found.dtype, found.shape) == (sent.dtype, sent.shape)
-        assert torch.equal(found.to(torch.complex128), sent.to(torch.complex128))
