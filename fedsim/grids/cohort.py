@@ -17,7 +17,7 @@ from fedsim.grids.execution import LEAVES, SMALL_LANE, Execution, divide
 from fedsim.grids.room import fitting
 from fedsim.grids.shards import Shards
 from fedsim.grids.states import BUDGET, ClientStates
-from fedsim.grids.worker import Keep, Order, Share, Worker
+from fedsim.grids.worker import Keep, Order, Share, Worker, counted
 from fedsim.means import MeanTree
 from fedsim.messages import Arrays, Reduction
 
@@ -77,7 +77,7 @@ class Cohorts:
         if self.lanes:
             facts["lane_bytes"] = self.lanes
         if self.worker.halved:
-            facts["halved"] = dict(self.worker.halved)
+            facts["halved"] = counted(self.worker.halved)
         return facts
 
     def run(

@@ -29,7 +29,7 @@ from fedsim.grids.evaluate import Job, Sums, clients_of
 from fedsim.grids.execution import Execution
 from fedsim.grids.pool import GRACE, Late, Pool, links, room_for, store_errors
 from fedsim.grids.shards import Shards
-from fedsim.grids.worker import Keep, Order, Share
+from fedsim.grids.worker import Keep, Order, Share, counted
 from fedsim.means import MeanTree
 from fedsim.messages import config_of, to_tensors
 from fedsim.scenario.sections import ClientResources
@@ -93,7 +93,7 @@ class RayCohorts(Cohorts):
         }
         if self.execution.memory:
             facts |= {"memory": self.execution.memory, "lane_bytes": self.lanes}
-        return facts | ({"halved": dict(self._halved)} if self._halved else {})
+        return facts | ({"halved": counted(self._halved)} if self._halved else {})
 
     def _train(
         self, order: Order, shares: Sequence[Share], keep: Keep

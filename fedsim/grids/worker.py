@@ -445,6 +445,11 @@ class Worker:
             raise RunFailed(blamed) from error
 
 
+def counted(halved: Counter[int]) -> dict[str, int]:
+    """Returns how many blocks were halved by their clients, as JSON has it."""
+    return {str(clients): count for clients, count in sorted(halved.items())}
+
+
 @contextmanager
 def intra_op_threads(count: int) -> Iterator[None]:
     """Lets the operations inside use `count` threads each."""
