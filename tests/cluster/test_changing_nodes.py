@@ -33,7 +33,7 @@ TEXT = """\
 name: changing
 rounds: 18
 data: {{name: digits, rows: 400, test_fraction: 0.2}}
-partition: {{name: dirichlet, clients: 12, alpha: 0.5, min_size: 5}}
+partition: {{name: dirichlet, clients: 12, alpha: 0.5, min_size: 5, holdout: 0.2}}
 model: softmax
 task: classification
 strategy: fedavg

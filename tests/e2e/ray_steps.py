@@ -63,10 +63,14 @@ STEPS: dict[str, Step] = {
 
 
 class Schedule:
-    """Calls `act` at the first coming of each step in turn."""
+    """Calls `act` at the first coming of each step in turn, once a round at most.
+
+    So whoever is killed is missed, and replaced, before the next one is.
+    """
 
     def __init__(self, steps: Sequence[str], act: Callable[[], None]) -> None:
         self.left, self._act = list(steps), act
+        self._round, self._last = 0, -1
 
     def arm(self, patch: pytest.MonkeyPatch) -> None:
         """Watches for the steps."""
@@ -79,6 +83,13 @@ class Schedule:
             patch.setattr(
                 step.owner, step.name, self._watched(getattr(step.owner, step.name), names)
             )
+        begin = loop.RoundLoop._round
+
+        def round_(of: loop.RoundLoop, server_round: int) -> None:
+            self._round = server_round
+            begin(of, server_round)
+
+        patch.setattr(loop.RoundLoop, "_round", round_)
         evaluated = ray_cohorts.RayCohorts._evaluated
 
         def evaluate(*arguments: Any) -> Any:
@@ -93,7 +104,8 @@ class Schedule:
     def _watched(self, real: Any, names: Sequence[str]) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
             due = self.left and self.left[0] in names and STEPS[self.left[0]]
-            due = due if due and due.wanted(*arguments, **named) else None
+            if self._round == self._last or (due and not due.wanted(*arguments, **named)):
+                due = None
             if due and due.when == "before":
                 self._fire()
             result = real(*arguments, **named)
@@ -105,6 +117,7 @@ class Schedule:
 
     def _fire(self) -> None:
         del self.left[0]
+        self._last = self._round
         self._act()
 
 
