@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,10 +19,11 @@ from fedsim.runs import Run, RunStore, RunWriter, environment
 from fedsim.runs.progress import Progress
 from fedsim.scenario import RunSpec, Scenario
 from fedsim.scenario.move import differences, moved
+from fedsim.scenario.sections import EngineParams
 from fedsim.server.evaluation import Evaluator
 from fedsim.server.loop import RoundLoop
 from fedsim.server.restore import restore_strategy
-from fedsim.setup import Setup, forget_data, prepare
+from fedsim.setup import Setup, connect, forget_data, prepare
 from fedsim.strategies.flower import resumable, unwrapped
 from fedsim.unfinished import Choice, choose
 
@@ -100,6 +101,7 @@ def run_specs(
     store = RunStore(Path(out) if out is not None else None)
     console = _console(console, quiet)
     choices = choose(specs, store) if resume == "auto" else [Choice(None, "")] * len(specs)
+    check_clusters([s for s, c in zip(specs, choices, strict=True) if not c.kept])
     runs: list[Run] = []
     for number, (spec, choice) in enumerate(zip(specs, choices, strict=True), 1):
         if choice.why:
@@ -139,10 +141,26 @@ def check_specs(specs: Sequence[RunSpec]) -> None:
     Raises UserError with every reason that is found, and the runs that it concerns.
     """
     forget_data()
+    _check(specs, prepare)
+
+
+def check_clusters(specs: Sequence[RunSpec]) -> None:
+    """Connects to the cluster of every run, the first one's last: it is the one that is used next.
+
+    Raises UserError with every reason why one does not take a run, and the runs that it concerns.
+    """
+    engines: dict[EngineParams, list[RunSpec]] = {}  # each is connected to once
+    for spec in specs:
+        engines.setdefault(spec.scenario.engine, []).append(spec)
+    _check([spec for same in reversed(engines.values()) for spec in same], connect)
+
+
+def _check(specs: Sequence[RunSpec], check: Callable[[Scenario], object]) -> None:
+    """Raises UserError with every reason that `check` raises, and the runs that it concerns."""
     found: dict[str, list[str]] = {}
     for spec in specs:
         try:
-            prepare(spec.scenario)
+            check(spec.scenario)
         except UserError as error:
             found.setdefault(str(error), []).append(spec.label)
     if found and len(specs) == 1:
@@ -225,6 +243,8 @@ def _resumed(store: RunStore, run: Run, scenario: Scenario, console: Console) ->
     changes = differences(Scenario.from_dict(run.scenario), scenario)
     setup = prepare(scenario)
     setup.connect()
+    if memory := run.engine.get("memory"):  # so that its blocks, and its last bits, stay
+        setup = replace(setup, execution=replace(setup.execution, memory=memory))
     label = run.record.label
     with store.resume(run.id) as writer:
         loaded = writer.load_checkpoint()
@@ -258,7 +278,7 @@ def _go(
     """Loops to the end and writes what the run leaves behind."""
     writer, setup, loaded = sitting.writer, sitting.setup, sitting.loaded
     silence_flower()
-    writer.record_engine(setup.plan())
+    writer.record_engine(setup.plan())  # before anything that may fail
     _warn_of_lost_state(setup, writer, console)
     evaluate = setup.scenario.evaluate
     evaluator = Evaluator(
@@ -272,6 +292,11 @@ def _go(
     threads = torch.get_num_threads()
     grid = setup.grid()
     try:
+        if setup.scenario.engine.name != "inline":  # who computes is known now
+            begun = grid.record()
+            writer.record_engine({**setup.plan(), **begun})
+            if url := begun.get("dashboard"):
+                _say(console, f"{sitting.label}: Ray's dashboard is at {url}")
         with Progress(
             setup.scenario.rounds,
             sitting.label,

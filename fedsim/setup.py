@@ -25,6 +25,7 @@ from fedsim.grids.cohort import Cohorts
 from fedsim.grids.execution import Execution, choose_path
 from fedsim.grids.inline import InlineGrid
 from fedsim.grids.memory import keep_freed_memory
+from fedsim.grids.room import device_memory
 from fedsim.grids.shards import Shards
 from fedsim.messages import Arrays
 from fedsim.models import (
@@ -90,13 +91,7 @@ class Setup:
         0 for an engine without one. Raises UserError with what is wrong: call it before anything
         is written.
         """
-        engine = self.scenario.engine
-        if engine.name != "ray":
-            return 0
-        from fedsim.grids import pool
-
-        pool.connect(engine, cpus(), _own_modules(self.scenario))
-        return pool.worker_count(engine)
+        return connect(self.scenario)
 
     def _on_ray(self) -> InlineGrid:
         """Returns the engine over clients that are computed by a cluster's workers."""
@@ -106,9 +101,10 @@ class Setup:
 
         engine, deadline = self.scenario.engine, self.scenario.deadline
         workers, needs = self.connect(), engine.client_resources
+        grows = engine.workers is None
         nodes = len(self.data.shards)
         if isinstance(self.client, ClientApp):
-            apps = RayAppNodes(self.client, nodes, self.seed, workers, needs, deadline)
+            apps = RayAppNodes(self.client, nodes, self.seed, workers, needs, deadline, grows=grows)
             return InlineGrid(apps, nodes, seed=self.seed)
         shards = Shards(self.data, getattr(torch, self.execution.dtype))
         budget = engine.state_budget_mb * 2**20
@@ -122,6 +118,7 @@ class Setup:
             workers,
             needs,
             deadline,
+            grows,
         )
         first_come = asynchronous(self.strategy) or self.scenario.over_sampling > 1
         if first_come and self.scenario.clock is None:
@@ -187,6 +184,17 @@ class Setup:
             "chains": self.chains,
             "ood": self.data.info.ood,
         }
+
+
+def connect(scenario: Scenario) -> int:
+    """Does what `Setup.connect` does."""
+    engine = scenario.engine
+    if engine.name != "ray":
+        return 0
+    from fedsim.grids import pool
+
+    pool.connect(engine, cpus(), _own_modules(scenario))
+    return pool.worker_count(engine)
 
 
 def prepare(scenario: Scenario) -> Setup:
@@ -402,6 +410,8 @@ def _execution(
         device=device.type,
         trace=engine.trace,
         why=why,
+        # that of a cluster's workers is known when they are there
+        memory=0 if engine.name == "ray" else device_memory(device),
     )
 
 

@@ -11,6 +11,7 @@ import socket
 import sys
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ from fedsim.grids.collect import CohortResult
 from fedsim.grids.evaluate import Job, Sums
 from fedsim.grids.execution import Execution
 from fedsim.grids.memory import keep_freed_memory
+from fedsim.grids.room import device_memory
 from fedsim.grids.shards import Integers, Shards
 from fedsim.grids.states import BUDGET, ClientStates
 from fedsim.grids.worker import Order, Share, Worker
@@ -53,18 +55,29 @@ class Site:
 class Trained:
     """What a worker has made of its shares.
 
-    tree: of the means, if they were asked for. kept: the clients' states. halved: clients of the
-    blocks that did not fit into memory. stuck: whether the worker still computes a client that
+    tree: of the means, if they were asked for. kept: the clients' states. halved: how many blocks
+    did not fit into memory, by clients. stuck: whether the worker still computes a client that
     missed its deadline, so that it is better ended. graphs, trace_seconds: of its traces so far.
     """
 
     parts: list[CohortResult]
     tree: TreeParts
     kept: list[tuple[list[int], Arrays]]
-    halved: list[int]
+    halved: Counter[int]
     stuck: bool
     graphs: int
     trace_seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a worker has found of some jobs of an evaluation; reasons for those it gave up.
+
+    stuck: as Trained's.
+    """
+
+    outs: list[Sums | str]
+    stuck: bool
 
 
 @dataclass(frozen=True)
@@ -117,7 +130,7 @@ class Actor:
         """Returns the replies of the shares' clients, or the tree of their means."""
         kept = _Kept()
         worker = self._worker
-        worker.halved = []
+        worker.halved = Counter()
         try:
             parts, tree = worker.train(order, shares, _states(states), kept)
         except FedsimError as error:
@@ -134,24 +147,25 @@ class Actor:
 
     def evaluate(
         self, order: Order, partitions: Sequence[int], jobs: Sequence[Job], states: States
-    ) -> list[Sums] | Refused:
+    ) -> Evaluated | Refused:
         """Returns the sums of some jobs of a cohort's evaluation."""
+        worker = self._worker
         try:
-            return self._worker.evaluate(order, partitions, jobs, _states(states))
+            outs = worker.evaluate(order, partitions, jobs, _states(states))
         except FedsimError as error:
             return Refused(f"{error}{where_the_log_is()}")
+        return Evaluated(outs, worker.stuck)
 
 
 def place_of(device: torch.device) -> Place:
     """Returns where this process is."""
     import ray
 
-    name, memory = device.type, 0
+    name = device.type
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        name, memory = f"cuda ({properties.name})", properties.total_memory
+        name = f"cuda ({torch.cuda.get_device_properties(0).name})"
     node = ray.get_runtime_context().get_node_id()
-    return Place(socket.gethostname(), os.getpid(), node, name, memory)
+    return Place(socket.gethostname(), os.getpid(), node, name, device_memory(device))
 
 
 def _states(given: States) -> ClientStates:
@@ -191,23 +205,31 @@ def send_tensors_by_numpy(copy: bool) -> None:
     util.register_serializer(torch.Tensor, serializer=_as_numpy, deserializer=rebuild)
 
 
-def _as_numpy(tensor: Tensor) -> tuple[np.ndarray[Any, Any], bool]:
+Sent = tuple[np.ndarray[Any, Any], torch.dtype | None]
+"""A tensor's numbers, and the type that they are of where NumPy knows it by no name."""
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+"""By bytes."""
+
+
+def _as_numpy(tensor: Tensor) -> Sent:
     plain = tensor.detach().cpu().contiguous()
-    if plain.dtype == torch.bfloat16:  # NumPy has no such type
-        return plain.view(torch.int16).numpy(), True
-    return plain.numpy(), False
+    try:
+        return plain.numpy(), None
+    except TypeError:  # NumPy has no such type: bfloat16, those of 8 bits
+        return plain.view(_INTEGERS[plain.element_size()]).numpy(), plain.dtype
 
 
-def _shared(sent: tuple[np.ndarray[Any, Any], bool]) -> Tensor:
-    array, bfloat = sent
+def _shared(sent: Sent) -> Tensor:
+    array, dtype = sent
     if array.ctypes.data % ALIGNMENT:  # products of the same numbers may differ by where they are
         return _copied(sent)
     tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if bfloat else tensor
+    return tensor if dtype is None else tensor.view(dtype)
 
 
-def _copied(sent: tuple[np.ndarray[Any, Any], bool]) -> Tensor:
-    array, bfloat = sent
+def _copied(sent: Sent) -> Tensor:
+    array, dtype = sent
     tensor = torch.empty(array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype)
     tensor.numpy()[...] = array
-    return tensor.view(torch.bfloat16) if bfloat else tensor
+    return tensor if dtype is None else tensor.view(dtype)

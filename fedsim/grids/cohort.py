@@ -12,13 +12,26 @@ import torch
 from fedsim.clients.base import Client, DirectClient, Plan
 from fedsim.errors import RunFailed
 from fedsim.grids.collect import CohortResult, joined
-from fedsim.grids.evaluate import Job, Sums, evaluation_jobs, evaluation_means
+from fedsim.grids.evaluate import Job, Sums, clients_of, evaluation_jobs, evaluation_means
 from fedsim.grids.execution import LEAVES, SMALL_LANE, Execution, divide
+from fedsim.grids.room import fitting
 from fedsim.grids.shards import Shards
 from fedsim.grids.states import BUDGET, ClientStates
-from fedsim.grids.worker import Keep, Order, Share, Worker
+from fedsim.grids.worker import Keep, Order, Share, Worker, counted
 from fedsim.means import MeanTree
 from fedsim.messages import Arrays, Reduction
+
+NUM_EXAMPLES = "query.num_examples"
+"""The type of the message that asks for the number of rows."""
+
+
+def trained_on(message_type: str) -> bool:
+    """Says whether a client's `train`, or that of one of its actions, answers such messages."""
+    return message_type != NUM_EXAMPLES and _kind(message_type) != "evaluate"
+
+
+def _kind(message_type: str) -> str:
+    return message_type.partition(".")[0]
 
 
 class Cohorts:
@@ -37,6 +50,7 @@ class Cohorts:
         self.worker = Worker(client, shards, execution, seed)
         self.states = ClientStates(state_budget)
         self.bounds: dict[str, list[int]] = {}  # clients of each block, in the first round
+        self.lanes: dict[str, int] = {}  # bytes of a client and chain, where blocks follow from it
 
     @property
     def client(self) -> Client | DirectClient:
@@ -60,8 +74,10 @@ class Cohorts:
             "graphs": len(cache),
             "trace_seconds": round(cache.seconds, 3),
         }
+        if self.lanes:
+            facts["lane_bytes"] = self.lanes
         if self.worker.halved:
-            facts["halved"] = self.worker.halved
+            facts["halved"] = counted(self.worker.halved)
         return facts
 
     def run(
@@ -73,11 +89,11 @@ class Cohorts:
         reduction: Reduction | None = None,
     ) -> CohortResult:
         """Returns the replies of `partitions` to one message; with `reduction` only their means."""
-        if message_type == "query.num_examples":  # what every node can say without its client
+        if message_type == NUM_EXAMPLES:  # what every node can say without its client
             sizes = torch.from_numpy(self.shards.sizes[np.asarray(partitions, np.int64)])
             return CohortResult([*range(len(partitions))], {}, {"num-examples": sizes.double()})
         order = Order(message_type, records, config, reduction=reduction)
-        if message_type.partition(".")[0] == "evaluate" and not self._scores():
+        if _kind(message_type) == "evaluate" and not self._scores():
             return self._evaluate(order, partitions)
         leaves, together = self._leaves(order, partitions)
         order = replace(order, leaves=len(leaves), together=together)
@@ -134,9 +150,22 @@ class Cohorts:
         plans = self.worker.plans(client, order, partitions)
         sizes = self.shards.sizes[np.asarray(partitions, np.int64)].tolist()
         floats = self._floats(plans[0], order.records, max(sizes))
-        blocks = divide(plans, sizes, self.execution.chunk or None, floats)
+        chunk, fit = self.execution.chunk or None, None
+        if self.execution.memory and chunk is None:
+            largest = max(range(count), key=lambda i: (sizes[i], -partitions[i]))
+            fit = self._fit(client, order, plans[largest], partitions[largest])
+        blocks = divide(plans, sizes, chunk, floats, fit)
         self.bounds.setdefault(order.message_type, [len(members) for members in blocks])
-        return blocks, floats <= SMALL_LANE
+        # a device's memory is for one block at a time
+        return blocks, floats <= SMALL_LANE or self.execution.memory > 0
+
+    def _fit(self, client: Client, order: Order, plan: Plan, partition: int) -> int:
+        """Returns how many clients like this one a block may hold on the device."""
+        shards = self.shards
+        lane = self.worker.lane_bytes(client, order, plan, partition)
+        self.lanes[order.message_type] = max(lane, self.lanes.get(order.message_type, 0))
+        resident = shards.sample.bytes + client.model.bytes
+        return fitting(self.execution.memory, resident, lane, plan.chains, shards.dtype.itemsize)
 
     def _floats(self, plan: Plan, records: dict[str, Arrays], rows: int) -> int:
         """Returns roughly how many floats of state and data one client and chain takes."""
@@ -147,15 +176,28 @@ class Cohorts:
         return copies * parameters + 2 * (plan.batching.size or rows) * features
 
     def _evaluate(self, order: Order, partitions: Sequence[int]) -> CohortResult:
-        """Returns weighted means of the client's per-example metrics over each one's rows."""
+        """Returns weighted means of the client's per-example metrics over each one's rows.
+
+        A client one of whose jobs was given up has an error instead.
+        """
         client = self.client
         assert isinstance(client, Client)
         sizes = self.shards.evaluation_sizes(partitions)
         jobs = evaluation_jobs(client, sizes, self.execution.path == "mapped")
-        sums = self._evaluated(order, partitions, jobs)
-        return CohortResult(list(range(len(partitions))), {}, evaluation_means(sizes, sums))
+        outs = self._evaluated(order, partitions, jobs)
+        means = evaluation_means(sizes, (out for out in outs if not isinstance(out, str)))
+        errors: dict[int, str] = {}
+        for job, out in zip(jobs, outs, strict=True):
+            if isinstance(out, str):
+                errors |= dict.fromkeys(clients_of(job, sizes).tolist(), out)
+        good = [i for i in range(len(partitions)) if i not in errors]
+        if errors:
+            index = torch.tensor(good, dtype=torch.int64)
+            means = {name: value[index] for name, value in means.items()}
+        return CohortResult(good, {}, means, errors)
 
     def _evaluated(
         self, order: Order, partitions: Sequence[int], jobs: Sequence[Job]
-    ) -> Sequence[Sums]:
+    ) -> Sequence[Sums | str]:
+        """Returns the jobs' sums in their order; a reason for one that was given up."""
         return self.worker.evaluate(order, partitions, jobs, self.states)

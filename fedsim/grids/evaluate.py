@@ -74,6 +74,18 @@ def evaluation_jobs(client: Client, sizes: Integers, mapped: bool) -> list[Job]:
     return jobs
 
 
+def clients_of(job: Job, sizes: Integers) -> Integers:
+    """Returns the positions in the cohort of the clients that have rows in a job.
+
+    sizes (clients,): rows of each client of the cohort.
+    """
+    if job.members is not None:
+        return job.members
+    assert job.rows is not None
+    ends = np.cumsum(sizes)
+    return np.flatnonzero((ends > job.rows.start) & (ends - sizes < job.rows.stop) & (sizes > 0))
+
+
 def evaluate_job(
     client: Client, held: Held, records: dict[str, Arrays], chains: int, job: Job, states: Arrays
 ) -> Sums:
@@ -123,7 +135,7 @@ def evaluate_job(
 def evaluation_means(sizes: Integers, jobs: Iterable[Sums]) -> Values:
     """Returns (clients,) float64 means of each metric, weighted by example, and "num-examples".
 
-    A client without rows gets 0.
+    A client without rows gets 0, and so does one whose jobs are missing.
     """
     count = len(sizes)
     totals = np.zeros(count)

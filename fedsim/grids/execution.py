@@ -36,7 +36,11 @@ Path = Literal["mapped", "one_by_one"]
 
 @dataclass(frozen=True)
 class Execution:
-    """How clients are computed; kept in the run."""
+    """How clients are computed; kept in the run.
+
+    memory: bytes of the device that are this process's, from which the size of blocks follows; 0
+    for a device that has none of its own.
+    """
 
     path: Path
     chunk: int
@@ -45,6 +49,7 @@ class Execution:
     device: str
     trace: bool
     why: str = ""
+    memory: int = 0
 
 
 def choose_path(
@@ -60,8 +65,13 @@ def choose_path(
     return "mapped", "a small model without convolutions"
 
 
-def chunk_clients(n: int, chains: int, floats_per_lane: int) -> int:
-    """Returns how many of n clients go into one mapped block, in blocks of equal size."""
+def chunk_clients(n: int, chains: int, floats_per_lane: int, fit: int | None = None) -> int:
+    """Returns how many of n clients go into one mapped block, in blocks of equal size.
+
+    fit: how many clients a block may hold; None where that is a matter of a processor's cache.
+    """
+    if fit is not None:
+        return -(-n // -(-n // fit))
     small = floats_per_lane <= SMALL_LANE
     lanes = BLOCK_FLOATS // max(floats_per_lane, 1)
     fit = max(1, (lanes if small else min(LANES, lanes)) // max(chains, 1))
@@ -89,7 +99,11 @@ def form_of(plan: Plan) -> object:
 
 
 def divide(
-    plans: Sequence[Plan], sizes: Sequence[int], chunk: int | None, floats_per_lane: int
+    plans: Sequence[Plan],
+    sizes: Sequence[int],
+    chunk: int | None,
+    floats_per_lane: int,
+    fit: int | None = None,
 ) -> list[list[int]]:
     """Returns the blocks of a cohort, as positions in it.
 
@@ -112,7 +126,7 @@ def divide(
         plan = plans[members[0]]
         if len(by_plan) > 1:
             members.sort(key=lambda i: (-plans[i].steps, -sizes[i], i))
-        size = chunk or chunk_clients(len(members), plan.chains, floats_per_lane)
+        size = chunk or chunk_clients(len(members), plan.chains, floats_per_lane, fit)
         if plan.batching.kind == "full":  # neighbours in size are padded least
             blocks += [members[i : i + size] for i in range(0, len(members), size)]
         else:  # each thread gets long and short clients

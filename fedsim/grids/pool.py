@@ -25,11 +25,17 @@ from fedsim.scenario.sections import ClientResources, EngineParams
 START_PATIENCE = 120.0
 """Seconds until at least one worker must be ready."""
 
+START_TRIES = 3
+"""Attempts to start Ray on this machine, to each of which it gives half a minute itself."""
+
 TOGETHER = 20.0
 """Seconds that a run waits for all of its workers before it begins with those that are ready."""
 
 TRIES = 5
 """Workers that may die over one call before the call is what kills them."""
+
+LOOK_AGAIN = 5.0
+"""Seconds between two looks at whether nodes have joined."""
 
 GRACE = 10.0
 """Seconds that a worker has beyond its clients' deadlines, before it counts as hung itself."""
@@ -69,9 +75,16 @@ class Late:
 class Pool:
     """As many workers as were asked for, or as there are at the moment."""
 
-    def __init__(self, make: Callable[[], Any], count: int) -> None:
-        """make: returns the handle of a new actor with a method `place`."""
-        self._make = make
+    def __init__(
+        self, make: Callable[[], Any], count: int, room: Callable[[], int] | None = None
+    ) -> None:
+        """make: returns the handle of a new actor with a method `place`.
+
+        room: returns how many there could be by now, so that those are started which nodes that
+        have joined meanwhile have room for. None: it stays at `count`.
+        """
+        self._make, self._room = make, room
+        self._asked = time.monotonic()
         self._slots: list[_Worker] = [self._started() for _ in range(count)]
         self._flights: dict[Any, _Flight] = {}  # by Ray's reference to the result
         self._results: dict[int, Any] = {}  # by number, until somebody asks
@@ -117,10 +130,19 @@ class Pool:
         deadline: seconds for each, from when its worker has come to it. Raises RunFailed if a call
         kills one worker after the other, or raises.
         """
+        self._grow()
         numbers = [self.submit(call, deadline) for call in calls]
         while not self._results.keys() >= set(numbers):
             self._wait(None)
         return [self._results.pop(number) for number in numbers]
+
+    def _grow(self) -> None:
+        """Starts workers on what has joined the cluster."""
+        if self._room is None or time.monotonic() < self._asked + LOOK_AGAIN:
+            return
+        self._asked = time.monotonic()
+        for _ in range(self._room() - len(self._slots)):
+            self._slots.append(self._started())
 
     def submit(self, call: Call, deadline: float | None = None) -> int:
         """Starts a call on the worker with least to do; returns a number for it."""
@@ -181,7 +203,8 @@ class Pool:
         flight, first = self._flights[reference], self._first()
         del self._flights[reference]
         try:
-            result = ray.get(reference)
+            with store_errors():  # a worker's replies go there, too
+                result = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             raise RunFailed(f"a worker failed: {_last_line(error)}") from error
         except _of_the_dead() as error:
@@ -257,7 +280,7 @@ class Pool:
             try:
                 starting[reference].place = ray.get(reference)
             except ray.exceptions.ActorDiedError as error:
-                if "creation task" in str(error):  # what the constructor raised it will raise again
+                if error.actor_init_failed:  # what the constructor raised it will raise again
                     raise RunFailed(f"a worker cannot start: {_last_line(error)}") from error
                 self.replace(starting[reference].handle)
             except _of_the_dead():
@@ -278,7 +301,10 @@ def store_errors() -> Iterator[None]:
             "Ray's object store is full; give it more with engine.object_store_mb"
         ) from error
     except OutOfDiskError as error:
-        raise RunFailed("Ray's object store is full, and so is the disk it spills to") from error
+        raise RunFailed(
+            "Ray's object store is full, and so is the disk that takes what it has no room for;"
+            " give it more with engine.object_store_mb"
+        ) from error
 
 
 def _of_the_dead() -> tuple[type[Exception], ...]:
@@ -299,19 +325,32 @@ def resources() -> str:
 
 @dataclass(frozen=True)
 class _Connection:
-    """What `connect` connected to. asked: for what. cluster: Ray's address of it."""
+    """What `connect` connected to.
+
+    asked: for what. cluster: Ray's address of it. modules: the user's that its workers have.
+    """
 
     asked: tuple[object, ...]
     cluster: str
     dashboard: str
+    modules: frozenset[str]
 
 
 _connection: _Connection | None = None
 
 
-def dashboard() -> str:
-    """Returns the address of the cluster's dashboard; nothing if it has none."""
-    return _connection.dashboard if _connection else ""
+def links() -> dict[str, Any]:
+    """Returns the addresses of the cluster's dashboard and of its nodes' metrics, if it has one."""
+    if _connection is None or not _connection.dashboard:
+        return {}
+    import ray
+
+    metrics = [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in ray.nodes()
+        if node["Alive"] and node.get("MetricsExportPort", 0) > 0  # negative before there is one
+    ]
+    return {"dashboard": _connection.dashboard, "metrics": metrics}
 
 
 def _cluster() -> str:
@@ -337,28 +376,57 @@ def connect(engine: EngineParams, cpus: int, modules: Iterable[str] = ()) -> Non
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    _keep_standard_output()
     own = max(cpus, math.ceil((engine.workers or 1) * engine.client_resources.cpus))
     asked = (address,) if address else (own, engine.object_store_mb)
+    wanted = frozenset(modules) if address else frozenset[str]()
     earlier = _connection if ray.is_initialized() else None
-    if earlier and earlier.asked != asked and earlier.cluster == _cluster():
-        ray.shutdown()  # another cluster, or one that is too small for this run
+    if earlier and earlier.cluster == _cluster():
+        if earlier.asked == asked:
+            wanted |= earlier.modules  # so that runs that take turns have one connection
+        if earlier.asked != asked or not wanted <= earlier.modules:
+            ray.shutdown()  # another cluster, one too small for this run, or without its modules
     if not ray.is_initialized():
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address is None:
             store = engine.object_store_mb * 10**6
-            local: dict[str, Any] = {"num_cpus": own, "object_store_memory": store}
-            context = ray.init("local", include_dashboard=False, **local, **quiet)
+            context = _started_here(num_cpus=own, object_store_memory=store, **quiet)
         else:
             try:
-                context = ray.init(address, runtime_env=shipped(modules), **quiet)
+                context = ray.init(address, runtime_env=shipped(wanted), **quiet)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(
                     f"there is no Ray cluster at {engine.address}, or it does not let us in:"
                     f" {_last_line(error)}"
                 ) from error
         url = getattr(context, "dashboard_url", None)
-        _connection = _Connection(asked, _cluster(), f"http://{url}" if url else "")
+        _connection = _Connection(asked, _cluster(), f"http://{url}" if url else "", wanted)
     send_tensors_by_numpy(copy=False)
+
+
+def _keep_standard_output() -> None:
+    """Keeps Ray from saying there, among our results, that a worker has died: the run says it."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *arguments, **named: None
+
+
+def _started_here(**settings: Any) -> Any:
+    """Starts Ray on this machine; returns what it says of itself. Raises RunFailed."""
+    import ray
+
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            return ray.init("local", include_dashboard=False, **settings)
+        except Exception as error:  # Ray raises just that where a busy machine takes too long
+            ray.shutdown()
+            if tries == START_TRIES:
+                raise RunFailed(
+                    f"Ray does not start on this machine: {_last_line(error)}"
+                ) from error
 
 
 def shipped(modules: Iterable[str]) -> dict[str, Any]:
@@ -367,13 +435,20 @@ def shipped(modules: Iterable[str]) -> dict[str, Any]:
     Packages that pip has installed here are the cluster's own matter.
     """
     paths = []
-    for name in dict.fromkeys(["fedsim", *(module.partition(".")[0] for module in modules)]):
+    own = sorted({module.partition(".")[0] for module in modules} - {"__main__", "fedsim"})
+    for name in ["fedsim", *own]:  # what is in __main__ travels by itself
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
+        if spec is None:
             continue
-        origin = Path(spec.origin)
-        if name == "fedsim" or not {"site-packages", "dist-packages"} & set(origin.parts):
-            paths.append(str(origin.parent if origin.name == "__init__.py" else origin))
+        # a package is a folder, or several if none of them has an __init__.py
+        places = spec.submodule_search_locations or (
+            [spec.origin or ""] if spec.has_location else []
+        )
+        paths += [
+            place
+            for place in map(str, places)
+            if name == "fedsim" or not {"site-packages", "dist-packages"} & set(Path(place).parts)
+        ]
     return {"py_modules": paths}
 
 
@@ -382,11 +457,8 @@ def worker_count(engine: EngineParams) -> int:
 
     Raises UserError if there is no room for one.
     """
-    import ray
-
     needs = engine.client_resources
-    # a worker is on one node: what is left over on several makes no further one
-    most = sum(_room(node["Resources"], needs) for node in ray.nodes() if node["Alive"])
+    most = room_for(needs)
     if most < 1:
         raise UserError(
             f"a worker needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs"
@@ -398,6 +470,16 @@ def worker_count(engine: EngineParams) -> int:
             f" {most} of {needs.cpus:g} CPUs and {needs.gpus:g} GPUs each"
         )
     return engine.workers or most
+
+
+def room_for(needs: ClientResources) -> int:
+    """Returns how many workers the cluster has room for.
+
+    A worker is on one node: what is left over on several makes no further one.
+    """
+    import ray
+
+    return sum(_room(node["Resources"], needs) for node in ray.nodes() if node["Alive"])
 
 
 def _room(found: Mapping[str, float], needs: ClientResources) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from flwr.clientapp import ClientApp
 from fedsim._flower import ErrorCode, set_identity
 from fedsim.grids.actor import Place, place_of, where_the_log_is
 from fedsim.grids.apps import LOGGER, AppNodes, Visit, handle
-from fedsim.grids.pool import GRACE, Late, Pool
+from fedsim.grids.pool import GRACE, Late, Pool, links, room_for
 from fedsim.grids.ray_cohorts import divided, stored
 from fedsim.scenario.sections import ClientResources
 
@@ -75,9 +76,10 @@ class RayAppNodes(AppNodes):
         run_id: int = 1,
         run_config: Mapping[str, Any] | None = None,
         node_config: Callable[[int], Mapping[str, Any]] | None = None,
+        grows: bool = False,
     ) -> None:
-        """needs: of a worker. deadline: seconds that a message may take; those of
-        a worker are timed together."""
+        """needs: of a worker. deadline: seconds that a message may take; those of a worker are
+        timed together. grows: as in RayCohorts."""
         import ray
 
         super().__init__(app, num_nodes, seed, run_id, run_config, node_config)
@@ -87,7 +89,11 @@ class RayAppNodes(AppNodes):
         kind = ray.remote(AppActor).options(
             num_cpus=needs.cpus, num_gpus=needs.gpus, max_restarts=0
         )
-        self._pool = Pool(lambda: kind.remote(made, seed, run_id, device), workers)
+        self._pool = Pool(
+            lambda: kind.remote(made, seed, run_id, device),
+            workers,
+            partial(room_for, needs) if grows else None,
+        )
 
     def close(self) -> None:
         """Ends the workers."""
@@ -98,6 +104,7 @@ class RayAppNodes(AppNodes):
         return {
             "workers": [vars(place) for place in self._pool.places],
             "workers_lost": self._pool.lost,
+            **links(),
         }
 
     def _handle(self, visits: Sequence[Visit]) -> list[Message]:

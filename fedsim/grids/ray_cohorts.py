@@ -9,8 +9,10 @@ with it (docs/decisions/0009-ray-engine.md).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -20,14 +22,14 @@ from flwr.app import RecordDict
 from fedsim.clients.base import Client, DirectClient
 from fedsim.data import FederatedData
 from fedsim.errors import RunFailed
-from fedsim.grids.actor import Actor, Refused, Site, Trained
+from fedsim.grids.actor import Actor, Place, Refused, Site, Trained
 from fedsim.grids.cohort import Cohorts
 from fedsim.grids.collect import CohortResult, joined
-from fedsim.grids.evaluate import Job, Sums
+from fedsim.grids.evaluate import Job, Sums, clients_of
 from fedsim.grids.execution import Execution
-from fedsim.grids.pool import GRACE, Late, Pool, dashboard, store_errors
+from fedsim.grids.pool import GRACE, Late, Pool, links, room_for, store_errors
 from fedsim.grids.shards import Shards
-from fedsim.grids.worker import Keep, Order, Share
+from fedsim.grids.worker import Keep, Order, Share, counted
 from fedsim.means import MeanTree
 from fedsim.messages import Arrays, config_of, to_tensors
 from fedsim.scenario.sections import ClientResources
@@ -51,10 +53,12 @@ class RayCohorts(Cohorts):
         workers: int,
         needs: ClientResources,
         deadline: float | None = None,
+        grows: bool = False,
     ) -> None:
         """execution: of a worker. shards: the driver's view of `data`. needs: of a worker.
 
-        deadline: seconds a client may take for one message.
+        deadline: seconds a client may take for one message. grows: whether there are more workers
+        than `workers` where the cluster gets room for more.
         """
         import ray
 
@@ -63,10 +67,15 @@ class RayCohorts(Cohorts):
         only = replace(data, validation=None, test=None, ood=None, truth={})
         site = stored(Site(client, only, execution, seed))
         kind = ray.remote(Actor).options(num_cpus=needs.cpus, num_gpus=needs.gpus, max_restarts=0)
-        self._pool = Pool(lambda: kind.remote(site), workers)
+        self._pool = Pool(
+            partial(kind.remote, site), workers, partial(room_for, needs) if grows else None
+        )
+        if not execution.memory:  # a run that goes on keeps the memory that it began with
+            memory = least_memory(self._pool.places, needs.gpus)
+            self.execution = replace(execution, memory=memory)
         self._told: tuple[RecordDict, Order, Any] | None = None  # the last single message
         self._graphs, self._trace_seconds = 0, 0.0
-        self._halved: list[int] = []
+        self._halved: Counter[int] = Counter()
         self._seen: list[dict[str, Any]] = []
 
     def close(self) -> None:
@@ -82,10 +91,11 @@ class RayCohorts(Cohorts):
             "trace_seconds": round(self._trace_seconds, 3),
             "workers": self._seen,
             "workers_lost": self._pool.lost,
+            **links(),
         }
-        if url := dashboard():
-            facts["dashboard"] = url
-        return facts | ({"halved": self._halved} if self._halved else {})
+        if self.execution.memory:
+            facts |= {"memory": self.execution.memory, "lane_bytes": self.lanes}
+        return facts | ({"halved": counted(self._halved)} if self._halved else {})
 
     def _train(
         self, order: Order, shares: Sequence[Share], keep: Keep
@@ -101,13 +111,12 @@ class RayCohorts(Cohorts):
 
         most = max(sum(len(share.members) for share in mine) for mine in ranges)
         most *= max(order.chains, 1)  # each is timed by itself
-        patience = None if self._deadline is None else most * self._deadline + GRACE
-        outs = self._pool.run([call(mine) for mine in ranges], patience)
+        outs = self._pool.run([call(mine) for mine in ranges], self._patience(most))
         tree = MeanTree(order.leaves)
         parts: list[CohortResult] = []
         for mine, out in zip(ranges, outs, strict=True):
             if isinstance(out, Late):
-                reason = f"no answer within {self._deadline:g} s (deadline)"
+                reason = self._late()
                 members = [i for share in mine for i in share.members]
                 parts.append(CohortResult([], {}, {}, dict.fromkeys(members, reason)))
                 for share in mine:
@@ -123,16 +132,20 @@ class RayCohorts(Cohorts):
         return parts, tree
 
     def start(self, content: RecordDict, message_type: str, partition: int) -> int:
-        """Starts computing one message to one client; returns its number for `finished`."""
-        if self._told is None or self._told[0] is not content:
+        """Starts computing one message to one client; returns its number for `finished`.
+
+        It must be one that a client trains on: others are computed together, by `run`.
+        """
+        told = self._told
+        if told is None or told[0] is not content or told[1].message_type != message_type:
             records = {name: to_tensors(r) for name, r in content.array_records.items()}
             order = Order(message_type, records, config_of(content), deadline=self._deadline)
-            self._told = content, order, stored(order)
-        _, order, told = self._told
+            told = self._told = content, order, stored(order)
+        _, order, reference = told
         shares, states = [Share(0, [0], [partition])], self.states.select([partition])
-        patience = None if self._deadline is None else self._deadline + GRACE
         self._note_places(order)
-        return self._pool.submit(lambda h: h.train.remote(told, shares, states), patience)
+        patience = self._patience(max(order.chains, 1))
+        return self._pool.submit(lambda h: h.train.remote(reference, shares, states), patience)
 
     def idle(self) -> int:
         """Returns how many workers have nothing to do."""
@@ -146,8 +159,7 @@ class RayCohorts(Cohorts):
         results: dict[int, tuple[CohortResult, Kept]] = {}
         for number, out in self._pool.done().items():
             if isinstance(out, Late):
-                reason = f"no answer within {self._deadline:g} s (deadline)"
-                results[number] = CohortResult([], {}, {}, {0: reason}), []
+                results[number] = CohortResult([], {}, {}, {0: self._late()}), []
                 continue
             trained = _not_refused(out)
             self._note(trained)
@@ -156,8 +168,10 @@ class RayCohorts(Cohorts):
 
     def _evaluated(
         self, order: Order, partitions: Sequence[int], jobs: Sequence[Job]
-    ) -> Sequence[Sums]:
+    ) -> Sequence[Sums | str]:
+        order = replace(order, deadline=self._deadline)
         ranges = divided(jobs, len(self._pool), lambda job: 1)
+        sizes = self.shards.evaluation_sizes(partitions)
         told, everyone = stored(order), stored(list(partitions))
 
         def call(mine: Sequence[Job]) -> Callable[[Any], Any]:
@@ -165,13 +179,25 @@ class RayCohorts(Cohorts):
             states = self.states.select([partitions[i] for i in members])
             return lambda handle: handle.evaluate.remote(told, everyone, mine, states)
 
-        outs = self._pool.run([call(mine) for mine in ranges])
-        return [sums for out in outs for sums in _not_refused(out)]
+        most = max((sum(len(clients_of(job, sizes)) for job in mine) for mine in ranges), default=0)
+        outs = self._pool.run([call(mine) for mine in ranges], self._patience(most))
+        found: list[Sums | str] = []
+        for mine, out in zip(ranges, outs, strict=True):
+            late = isinstance(out, Late)
+            found += [self._late()] * len(mine) if late else _not_refused(out).outs
+        return found
+
+    def _patience(self, clients: int) -> float | None:
+        """Returns the seconds that a worker has for so many clients (and chains); None: all."""
+        return None if self._deadline is None else clients * self._deadline + GRACE
+
+    def _late(self) -> str:
+        return f"no answer within {self._deadline:g} s (deadline)"
 
     def _note(self, trained: Trained) -> None:
         self._graphs = max(self._graphs, trained.graphs)
         self._trace_seconds = max(self._trace_seconds, trained.trace_seconds)
-        self._halved += trained.halved
+        self._halved.update(trained.halved)
 
     def _note_places(self, order: Order) -> None:
         """Notes who computes from this round on, if that has changed."""
@@ -179,6 +205,14 @@ class RayCohorts(Cohorts):
         if not self._seen or self._seen[-1]["workers"] != workers:
             from_round = int(order.config.get("server-round", 0))
             self._seen.append({"from_round": from_round, "workers": workers})
+
+
+def least_memory(places: Sequence[Place], gpus: float) -> int:
+    """Returns the bytes that each worker may use of its device; 0 where one has none of its own.
+
+    gpus: that a worker takes; beyond one, it computes on one of them all the same.
+    """
+    return int(min((place.memory for place in places), default=0) * min(gpus, 1.0))
 
 
 def divided(items: Sequence[T], parts: int, cost: Callable[[T], int]) -> list[Sequence[T]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from flwr.app import Message
 
 from fedsim._flower import set_message_id
+from fedsim.grids.cohort import trained_on
 from fedsim.grids.inline import InlineGrid, replies_of
 from fedsim.grids.nodes import partition_of
 from fedsim.grids.ray_cohorts import Kept, RayCohorts
@@ -31,14 +32,18 @@ class RayGrid(InlineGrid):
         self._under_way: dict[int, Message] = {}  # by the workers' number
         self._forgotten: dict[int, int] = {}  # the nodes at work on what nobody waits for
         self._answers: dict[str, tuple[Message, Kept]] = {}
+        self._nodes = self.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Starts computing the messages."""
+        """Starts computing the messages that clients train on; others are answered when pulled."""
         message_ids = []
         for message in messages:
+            metadata = message.metadata
+            if not (trained_on(metadata.message_type) and metadata.dst_node_id in self._nodes):
+                message_ids += InlineGrid.push_messages(self, [message])
+                continue
             message_ids.append(str(next(self._ids)))
             set_message_id(message, message_ids[-1])
-            metadata = message.metadata
             number = self._cohorts.start(
                 message.content, metadata.message_type, partition_of(metadata.dst_node_id)
             )
@@ -47,8 +52,10 @@ class RayGrid(InlineGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Sequence[Message]:
         """Returns the replies that are there; each can be pulled once."""
+        message_ids = list(message_ids)
         self._look()
-        return [self._taken(i) for i in message_ids if i in self._answers]
+        replies = [self._taken(i) for i in message_ids if i in self._answers]
+        return [*replies, *InlineGrid.pull_messages(self, message_ids)]
 
     def first_come(self, messages: Sequence[Message], take: Callable[[Message], bool]) -> None:
         """Hands over each reply as it comes, until `take` says that no more are needed.

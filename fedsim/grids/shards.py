@@ -44,6 +44,11 @@ class Table:
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def bytes(self) -> int:
+        """What the tensors take."""
+        return _bytes((self.x, self.y, self.weight))
+
 
 @dataclass(frozen=True)
 class Held:

@@ -6,7 +6,7 @@ as they go. What it computes depends on the leaves alone, not on who else comput
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,10 +21,11 @@ from torch.utils._pytree import tree_map
 from fedsim.clients.base import Batch, Client, DirectClient, Plan, Reply
 from fedsim.errors import FedsimError, RunFailed
 from fedsim.grids.collect import CohortResult, Collector, Numbers, Outcome, plain, reduced
-from fedsim.grids.evaluate import Job, Sums, evaluate_job
+from fedsim.grids.evaluate import Job, Sums, clients_of, evaluate_job
 from fedsim.grids.execute import at, channels_last, run_mapped, run_one
-from fedsim.grids.execution import Execution
+from fedsim.grids.execution import Execution, form_of
 from fedsim.grids.lanes import Block, Stream
+from fedsim.grids.room import first_step, lane_bytes
 from fedsim.grids.shards import Held, Integers, Shards
 from fedsim.grids.states import ClientStates
 from fedsim.grids.trace import TraceCache
@@ -88,13 +89,14 @@ class Worker:
         self.client, self.shards, self.execution, self.seed = client, shards, execution, seed
         client.model.place(shards.device)
         self.cache = TraceCache(execution.trace)
-        self.halved: list[int] = []
-        """Clients of each block that did not fit into the device's memory and was divided."""
+        self.halved: Counter[int] = Counter()
+        """How many blocks did not fit into the device's memory and were divided, by clients."""
         self.stuck = False
         """Whether a client that missed its deadline may still be computed."""
         self.explain: Callable[[Exception], str] = lambda e: f"{type(e).__name__}: {e}"
         """Returns why a client failed, in one line."""
         self._actions: dict[str, Client] = {}
+        self._lanes: dict[object, int] = {}
         self._planned: tuple[object, object, dict[int, Plan]] = (None, None, {})
         self._pool = self._threads()
 
@@ -161,6 +163,29 @@ class Worker:
         except Exception as error:  # whatever the user's client raises
             raise RunFailed(_blame(client, "plan", stream, error)) from error
         return [by_size[n] for n in sizes]
+
+    def lane_bytes(self, client: Client, order: Order, plan: Plan, partition: int) -> int:
+        """Returns the most bytes that a client and one of its chains take at once.
+
+        It is counted once for each form of plan and each size of minibatch.
+        """
+        rows = int(self.shards.sizes[partition]) if plan.batching.kind == "full" else 0
+        key = (order.message_type, form_of(plan), min(plan.steps, 1), rows)
+        if key not in self._lanes:
+            chains = plan.chains
+            records = tree_map(lambda t: t.to(self.shards.device), order.records)
+            like = _shapes(records, bool(chains))
+            chain = 0 if chains else None
+            stream = order.stream(self.seed)
+            block = Block([first_step(plan)], [partition], self.shards, stream, like, chain)
+            state = self._initial(chains)
+            if chains:
+                records, state = at(records, 0), at(state, 0)
+            try:
+                self._lanes[key] = lane_bytes(client, block, records, state)
+            except Exception as error:  # of a user's client; it would fail mapped, too
+                raise RunFailed(_blame(client, "train", stream, error)) from error
+        return self._lanes[key]
 
     def _plans_for(self, client: Client, order: Order) -> dict[int, Plan]:
         """Returns the message's plans so far, by the client's size; a cohort asks twice."""
@@ -239,7 +264,7 @@ class Worker:
         except torch.OutOfMemoryError:
             if len(partitions) == 1:
                 raise
-        self.halved.append(len(partitions))
+        self.halved[len(partitions)] += 1
         if self.shards.device.type == "cuda":
             torch.cuda.empty_cache()
         half = -(-len(partitions) // 2)
@@ -336,19 +361,23 @@ class Worker:
         return self._collected(order, shares, outs, keep)
 
     def _in_order(
-        self, work: Callable[[J], R], jobs: Sequence[J], deadline: float | None
+        self,
+        work: Callable[[J], R],
+        jobs: Sequence[J],
+        deadline: float | None,
+        clients: Callable[[J], int] = lambda job: 1,
     ) -> Iterator[R | str]:
         """Yields work's results in the order of the jobs, with few of them waiting.
 
-        deadline: seconds that each job has, at least, once its turn has come; one that takes longer
-        is given up, and the others go on in threads of their own.
+        deadline: seconds that a job has for each of its `clients`, at least, once its turn has
+        come; one that takes longer is given up, and the others go on in threads of their own.
         """
         waiting: deque[tuple[J, Future[R]]] = deque()
 
         def first() -> R | str:
-            _, future = waiting.popleft()
+            job, future = waiting.popleft()
             try:
-                return future.result(deadline)
+                return future.result(None if deadline is None else deadline * clients(job))
             except TimeoutError:
                 if future.done():  # just now
                     return future.result()
@@ -391,10 +420,11 @@ class Worker:
 
     def evaluate(
         self, order: Order, partitions: Sequence[int], jobs: Sequence[Job], states: ClientStates
-    ) -> list[Sums]:
+    ) -> list[Sums | str]:
         """Returns the sums of per-example metrics of some jobs of a cohort's evaluation.
 
-        partitions: the whole cohort's. Raises RunFailed with what the client raises.
+        partitions: the whole cohort's. A job that took longer than its clients' deadlines together
+        has a reason instead. Raises RunFailed with what the client raises.
         """
         client, chains = self.client, order.chains
         assert isinstance(client, Client)
@@ -408,11 +438,21 @@ class Worker:
                 own = self._stacked_states(states, members, chains)
             return evaluate_job(client, held, records, chains, job, own)
 
+        sizes = self.shards.evaluation_sizes(partitions)
+
+        def clients(job: Job) -> int:
+            return len(clients_of(job, sizes))
+
         try:
-            return list(self._pool.map(work, jobs))
+            return list(self._in_order(work, jobs, order.deadline, clients))
         except Exception as error:
             blamed = _blame(client, "evaluate", order.stream(self.seed), error)
             raise RunFailed(blamed) from error
+
+
+def counted(halved: Counter[int]) -> dict[str, int]:
+    """Returns how many blocks were halved by their clients, as JSON has it."""
+    return {str(clients): count for clients, count in sorted(halved.items())}
 
 
 @contextmanager

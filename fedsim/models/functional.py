@@ -71,6 +71,12 @@ class FunctionalModel:
         """The number of trainable scalars."""
         return sum(int(torch.Size(shape).numel()) for shape in self.shapes.values())
 
+    @property
+    def bytes(self) -> int:
+        """What the module takes: parameters, frozen ones too, and buffers."""
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        return sum(t.numel() * t.element_size() for t in tensors)
+
     def initial(self) -> Arrays:
         """Returns a copy of the module's own parameters, then of its running statistics."""
         named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}

@@ -17,8 +17,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 def where(names: list[str]) -> tuple[str, dict[str, str]]:
     """Returns the node that this runs on, and the files of modules by name."""
-    files = {name: str(importlib.import_module(name).__file__) for name in names}
-    return ray.get_runtime_context().get_node_id(), files
+    return ray.get_runtime_context().get_node_id(), {name: _place(name) for name in names}
+
+
+def _place(name: str) -> str:
+    """Returns a module's file; its folder if it is a package without an __init__.py."""
+    module = importlib.import_module(name)
+    return str(module.__file__ or next(iter(module.__path__)))
 
 
 def main(address: str, paths: list[str]) -> None:

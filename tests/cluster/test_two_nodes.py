@@ -32,10 +32,13 @@ def test_a_driver_with_the_token_runs_on_both_nodes_and_imports_what_was_shipped
 ) -> None:
     mine = tmp_path / "my_module_of_the_test.py"
     mine.write_text("VALUE = 1\n")
+    spaced = tmp_path / "my_folder_of_the_test"  # a package without an __init__.py
+    spaced.mkdir()
+    (spaced / "inner.py").write_text("VALUE = 1\n")
     package = Path(fedsim.__file__).parent
     elsewhere = tmp_path / "elsewhere"  # workers also look where their driver was started
     elsewhere.mkdir()
-    paths = [str(package), str(mine)]
+    paths = [str(package), str(mine), str(spaced)]
     found = answer(start_driver(two_nodes.address, two_nodes.environment, paths, cwd=elsewhere))
     assert found["address"] == two_nodes.address
     assert found["cpus"] == 2
@@ -46,6 +49,8 @@ def test_a_driver_with_the_token_runs_on_both_nodes_and_imports_what_was_shipped
         assert files["fedsim"] != package / "__init__.py"
         assert (files["fedsim"].parent / "strategies" / "fedavg.py").is_file()  # past a symlink
         assert files[mine.stem] != mine
+        assert files[spaced.name] != spaced
+        assert (files[spaced.name] / "inner.py").is_file()
 
 
 def test_without_the_token_nobody_joins(two_nodes: Nodes, tmp_path: Path) -> None:

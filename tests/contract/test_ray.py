@@ -19,10 +19,15 @@ from fedsim.scenario.sections import ClientResources
 from fedsim.testing import Engine, StrategyContract
 from tests.contract.test_strategies import build, client_for
 from tests.engines.test_ray import cluster
+from tests.engines.warm import warm
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
-__all__ = ["cluster"]  # the fixture, for this module
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.usefixtures("warm"),
+]
+__all__ = ["cluster", "warm"]  # the fixtures, for this module
 
 CHUNK = 2
 """Clients of a block, so that there is something to divide."""

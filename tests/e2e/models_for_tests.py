@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 from flwr.serverapp.strategy import FedAvg
+from pydantic import Field
 from torch import Tensor, nn
 
+from fedsim.clients.base import Config, Plan
+from fedsim.clients.sgd import SGD, SGDParams
 from fedsim.data import DataInfo
 
 
@@ -24,6 +29,40 @@ class Remembering(FedAvg):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Has nothing to do."""
+
+
+class Slow(SGD):
+    """Makes every block take a while; with an engine that traces, the first one of its form."""
+
+    def init(self, *arguments: Any) -> Any:
+        """Waits, and starts as SGD does."""
+        time.sleep(0.2)
+        return super().init(*arguments)
+
+
+class GatedParams(SGDParams):
+    """folder: where the files are that open rounds. gates: the rounds that wait for theirs."""
+
+    name: Literal["gated"] = "gated"  # type: ignore[assignment]
+    folder: str = ""
+    gates: Annotated[tuple[int, ...], Field(strict=False)] = ()
+
+
+class Gated(Slow):
+    """Begins some rounds only when there is a file that says so, go-ROUND."""
+
+    Params = GatedParams
+    params: GatedParams
+
+    def plan(self, n_examples: int, config: Config) -> Plan:
+        """Waits, and plans as SGD does."""
+        server_round = int(config["server-round"])
+        while server_round in self.params.gates and not self._open(server_round):
+            time.sleep(0.1)
+        return super().plan(n_examples, config)
+
+    def _open(self, server_round: int) -> bool:
+        return (Path(self.params.folder) / f"go-{server_round}").exists()
 
 
 class Clock(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,7 +160,108 @@ def test_a_pool_that_cannot_start_leaves_no_workers(monkeypatch: pytest.MonkeyPa
     assert cluster.alive == []
 
 
+def test_only_what_a_constructor_raises_ends_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the error's text says, that of the user's node in this case."""
+    cluster = Cluster(monkeypatch)
+    lost = ray.exceptions.ActorDiedError()
+    lost.error_msg = "node creation-task-7 died while the actor's creation task ran"
+    made = cluster.put
+
+    def put(when: float, outcome: Any) -> object:
+        first = outcome == "place" and len(cluster.done) == 0
+        return made(when, lost if first else outcome)
+
+    monkeypatch.setattr(cluster, "put", put)
+    assert Pool(cluster.make, 1).lost == 1
+
+    error = ray.exceptions.ActorDiedError()
+    error._actor_init_failed = True
+    error.error_msg = "ValueError: no such model"
+    monkeypatch.setattr(cluster, "put", lambda when, outcome: made(when, error))
+    with pytest.raises(RunFailed, match="a worker cannot start: ValueError: no such model"):
+        Pool(cluster.make, 1)
+
+
 def test_workers_are_counted_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
     Cluster(monkeypatch)
     assert pool.worker_count(EngineParams(name="ray", client_resources={"cpus": 2.0})) == 2  # type: ignore[arg-type]
     assert pool.worker_count(EngineParams(name="ray")) == 6
+
+
+def test_packages_without_an_init_are_shipped_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for place in ("a", "b", "site-packages"):
+        (tmp_path / place / "spaced_for_test").mkdir(parents=True)
+        monkeypatch.syspath_prepend(str(tmp_path / place))
+    (tmp_path / "a" / "spaced_for_test" / "mine.py").write_text("VALUE = 1\n")
+    (tmp_path / "a" / "alone_for_test.py").write_text("VALUE = 1\n")
+    modules = ["spaced_for_test.mine", "alone_for_test", "numpy", "__main__", "sys", "not.there"]
+    own, *others = pool.shipped(modules)["py_modules"]
+    assert Path(own).name == "fedsim"
+    expected = ["a/spaced_for_test", "b/spaced_for_test", "a/alone_for_test.py"]
+    assert sorted(others) == sorted(str(tmp_path / place) for place in expected)
+
+
+def test_the_cluster_s_pages_are_linked(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        {"Alive": True, "NodeManagerAddress": "10.0.0.1", "MetricsExportPort": 8080},
+        {"Alive": True, "NodeManagerAddress": "10.0.0.2", "MetricsExportPort": -1},
+        {"Alive": False, "NodeManagerAddress": "10.0.0.3", "MetricsExportPort": 8080},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    for dashboard, found in (
+        ("", {}),
+        (
+            "http://127.0.0.1:8265",
+            {"dashboard": "http://127.0.0.1:8265", "metrics": ["http://10.0.0.1:8080/metrics"]},
+        ),
+    ):
+        connection = pool._Connection((), "here", dashboard, frozenset())
+        monkeypatch.setattr(pool, "_connection", connection)
+        assert pool.links() == found
+
+
+def test_there_are_more_workers_where_nodes_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, room = Cluster(monkeypatch, starts=3.0), [1]
+    made = Pool(cluster.make, 1, lambda: room[0])
+    assert made.run([call(1.0, i) for i in range(4)]) == [0, 1, 2, 3]
+    assert len(made) == 1
+    room[0] = 3
+    cluster.now += pool.LOOK_AGAIN
+    began = cluster.now
+    assert made.run([call(1.0, i) for i in range(4)]) == [0, 1, 2, 3]
+    assert cluster.now == began + 4  # nobody waits for those that start
+    assert len(made) == 3
+    began = cluster.now
+    assert made.run([call(1.0, i) for i in range(4)]) == [0, 1, 2, 3]
+    assert cluster.now <= began + 2
+    room[0] = 1  # a node that is lost takes its workers with it; their places stay
+    cluster.now += pool.LOOK_AGAIN
+    made.run([call(1.0, 0)])
+    assert len(made) == 3
+
+
+def test_a_worker_whose_replies_have_no_room_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Pool(Cluster(monkeypatch).make, 1)
+    full = ray.exceptions.OutOfDiskError("no room")
+    raised = ray.exceptions.RayTaskError("train", "Traceback", full).as_instanceof_cause()
+    with pytest.raises(RunFailed, match="object store is full, and so is the disk"):
+        made.run([call(1.0, raised)])
+
+
+def test_a_ray_that_does_not_start_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[Any] = []
+
+    def init(*arguments: Any, **settings: Any) -> Any:
+        tries.append(settings)
+        if len(tries) < 3 or settings["num_cpus"] == 1:
+            raise Exception("The current node timed out during startup.")
+        return "started"
+
+    monkeypatch.setattr(ray, "init", init)
+    assert pool._started_here(num_cpus=2) == "started"
+    assert tries == [{"num_cpus": 2, "include_dashboard": False}] * 3
+    with pytest.raises(RunFailed, match="Ray does not start on this machine: The current node"):
+        pool._started_here(num_cpus=1)
+    assert len(tries) == 6

@@ -27,21 +27,21 @@ from fedsim.server.loop import RoundLoop
 from fedsim.server.state import LoopState
 from fedsim.setup import Setup, prepare
 from tests.engines.toys import Memory, same_bits
+from tests.engines.warm import warm
 from tests.methods.bandits import play
 
 ray = pytest.importorskip("ray")
-CPUS = 4
+CPUS = 8
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all of them
+__all__ = ["warm"]  # the fixture, for this module
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """One cluster for all tests; its CPUs are a matter of bookkeeping."""
-    ray.init(
-        "local",
+    pool._started_here(
         num_cpus=CPUS,
         object_store_memory=200 * 10**6,
-        include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
     )
@@ -118,6 +118,7 @@ def assert_the_same(model: str, name: str, workers: int, **engine: Any) -> None:
     assert found.totals.gradients == expected.totals.gradients
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize(
     ("model", "name", "workers"),
     [("mlp", "FedAvg", 2), ("cnn", "FedAvg", 2), ("mlp", "FedAdam", 2), ("mlp", "FA-HMC", 2)],
@@ -127,6 +128,7 @@ def test_the_bits_are_those_of_inline(model: str, name: str, workers: int) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("trace", [False, True])
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -293,7 +295,7 @@ def test_what_is_asked_of_a_cluster_is_checked() -> None:
         troubled({}, deadline=1.0)
     for engine, what in (
         (on_ray(CPUS + 1), f"has room for {CPUS}"),
-        ({"name": "ray", "client_resources": {"gpus": 1}}, "1 GPUs .* has 4 CPUs$"),
+        ({"name": "ray", "client_resources": {"gpus": 1}}, "1 GPUs .* has 8 CPUs$"),
     ):
         with pytest.raises(UserError, match=what):
             troubled(engine).grid()
@@ -313,6 +315,7 @@ def test_runs_of_neighbours_are_complete_and_about_equal(costs: list[int], parts
         assert max(map(sum, found)) <= fair + 2 * max(costs) or len(costs) < 2 * parts
 
 
+@pytest.mark.usefixtures("warm")
 def test_asynchronous_rounds_on_a_real_clock() -> None:
     strategy = {
         "strategy": {"name": "fedbuff", "concurrency": 4, "buffer_size": 2},
@@ -326,6 +329,7 @@ def test_asynchronous_rounds_on_a_real_clock() -> None:
     assert max(log.metrics[r, "train"]["staleness_max"] for r in range(1, 31)) >= 1
 
 
+@pytest.mark.usefixtures("warm")
 def test_asynchronous_rounds_on_a_simulated_clock_are_those_of_inline() -> None:
     strategy = {
         "strategy": {"name": "fedbuff", "concurrency": 4, "buffer_size": 2},
@@ -389,6 +393,7 @@ def test_over_sampling_on_a_real_clock_does_not_wait_for_a_client_that_sleeps() 
     assert sum(kept.values()) == 4 * 5  # who was computed and not needed keeps nothing
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize(
     "strategy",
     [

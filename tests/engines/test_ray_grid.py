@@ -11,8 +11,9 @@ pytest.importorskip("ray")
 from flwr.app import Message
 
 from fedsim.grids.cohort import Cohorts
+from fedsim.grids.inline import InlineGrid
 from fedsim.grids.ray_grid import RayGrid
-from fedsim.messages import make_content
+from fedsim.messages import config_of, make_content, to_tensors
 from tests.engines.toys import cohorts, federation, functional, sgd
 
 
@@ -34,3 +35,51 @@ def test_everybody_is_waited_for(kind: Any) -> None:
     content = make_content({"arrays": made.client.model.initial()}, {"server-round": 1})
     replies = grid.send_and_receive(kind([Message(content, node, "train") for node in (2, 3)]))
     assert [reply.has_content() for reply in replies] == [True, True]
+
+
+class Later(Cohorts):
+    """Has what was pushed ready when it is asked."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.results: dict[int, Any] = {}
+
+    def start(self, content: Any, message_type: str, partition: int) -> int:
+        records = {name: to_tensors(r) for name, r in content.array_records.items()}
+        number = len(self.results)
+        self.results[number] = self.run(message_type, records, config_of(content), [partition])
+        return number
+
+    def finished(self) -> dict[int, Any]:
+        results, self.results = self.results, {}
+        return results
+
+
+def test_what_is_no_training_is_answered_as_inline_does() -> None:
+    """Evaluation, questions and unknown nodes, pushed among messages to train on."""
+    made = cohorts(sgd(functional(), lr=0.1), federation())
+    later: Any = Later(made.client, made.shards, made.execution, made.seed)
+    content = make_content({"arrays": made.client.model.initial()}, {"server-round": 1})
+    asked = [(2, "train"), (3, "evaluate"), (4, "query.num_examples"), (99, "train"), (5, "train")]
+    answers = []
+    for grid in (InlineGrid(made, 5), RayGrid(later, 5)):
+        ids = grid.push_messages([Message(content, node, kind) for node, kind in asked])
+        replies = {r.metadata.reply_to_message_id: r for r in grid.pull_messages(ids)}
+        assert set(replies) == set(ids)
+        assert not grid.pull_messages(ids)
+        answers.append([told(replies[each]) for each in ids])
+    assert answers[1] == answers[0]
+    assert answers[0][3] == "no such node"
+    assert answers[0][2]["metrics"] == {"num-examples": 30}
+    assert "loss" in answers[0][1]["metrics"]
+
+
+def told(reply: Message) -> Any:
+    """Returns a reply's numbers, or why there are none."""
+    if reply.has_error():
+        return reply.error.reason
+    arrays = {
+        record: {name: t.tolist() for name, t in to_tensors(r).items()}
+        for record, r in reply.content.array_records.items()
+    }
+    return arrays | {"metrics": dict(reply.content.metric_records["metrics"])}

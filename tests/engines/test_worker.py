@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,14 +17,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.clients.base import Batch, Batching, Client, Config, DirectClient, Inputs, Plan, Reply
+from fedsim.clients.sgd import SGD, SGDParams
 from fedsim.errors import Params
+from fedsim.grids import evaluate as evaluate_module
 from fedsim.grids import worker as worker_module
 from fedsim.grids.ray_cohorts import divided
 from fedsim.means import MeanTree, as_new
 from fedsim.messages import Arrays, Reduction, Replies, to_record
+from fedsim.runs import exact
 from fedsim.server.check import StackCheck
 from fedsim.strategies.fedavg import FedAvg, FedAvgParams
-from tests.engines.toys import cohorts, distance, federation, functional, run, same_bits, sgd
+from tests.engines.toys import (
+    classification,
+    cohorts,
+    distance,
+    federation,
+    functional,
+    run,
+    same_bits,
+    sgd,
+)
 
 
 def reduction(arrays: Arrays) -> Reduction:
@@ -59,7 +73,8 @@ def test_a_block_that_does_not_fit_is_halved(chunk: int, monkeypatch: pytest.Mon
     made = cohorts(client, federation(), chunk=chunk)
     state = made.run("train", {"arrays": client.model.initial()}, {"server-round": 1}, range(5))
     assert state.good == [0, 1, 2, 3, 4]
-    assert made.record()["halved"] == ([5, 3] if not chunk else [3])
+    assert made.record()["halved"] == ({"3": 1, "5": 1} if not chunk else {"3": 1})
+    exact.dumps(made.record())  # as a run's folder has it
     assert distance(run(client, federation(), 2, chunk=chunk).arrays, expected) <= 1e-12
 
     def never(*arguments: Any) -> Any:
@@ -249,3 +264,52 @@ def test_which_replies_are_taken_does_not_depend_on_who_computed_them(
     rejected = {0} if averaged and config else {1, 2, 3, 4, 5} if config else {3}
     assert set(one.errors) == (rejected if config or not averaged else set())
     assert one.metrics["twice"].tolist() == [2.0 * i for i in one.good]
+
+
+class Hung(SGD):
+    """Evaluates the marked rows for ever; of each client by itself."""
+
+    hung = threading.Event()
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.personalised = True
+
+    def evaluate(self, records: dict[str, Arrays], client_state: Arrays, batch: Batch) -> Any:
+        if bool((batch.y == 7).any()):
+            self.hung.wait(30)
+        return {"first": batch.x[:, 0]}
+
+
+class HungTogether(Hung):
+    """Evaluates rows of many clients by one call."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.personalised = False
+
+
+@pytest.mark.parametrize(
+    ("kind", "late", "deadline"), [(Hung, {2}, 3.0), (HungTogether, {0, 1, 2, 3, 4}, 0.6)]
+)
+def test_who_is_late_with_an_evaluation_fails_alone(
+    kind: type[Hung], late: set[int], deadline: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, or with those whose rows are evaluated by the same call."""
+    data = federation((3, 4, 5, 6, 7, 8))
+    table = data.train
+    table.y[data.shards[2][:1]] = 7
+    monkeypatch.setattr(evaluate_module, "EVALUATION_ROWS", 24)
+    client = kind(SGDParams(), functional(), classification())
+    made = cohorts(client, data, path="one_by_one", threads=1)
+    monkeypatch.setattr(made, "_evaluated", lambda order, *rest: made.worker.evaluate(
+        replace(order, deadline=deadline), *rest, made.states))  # fmt: skip
+    kind.hung.clear()
+    found = made.run("evaluate", {"arrays": client.model.initial()}, {"server-round": 1}, range(6))
+    kind.hung.set()
+    assert found.errors == dict.fromkeys(late, f"no answer within {deadline:g} s (deadline)")
+    assert found.good == [i for i in range(6) if i not in late]
+    assert made.worker.stuck
+    expected = [table.x[data.shards[i], 0].mean() for i in found.good]
+    np.testing.assert_allclose(found.metrics["first"], expected, rtol=1e-12)
+    assert found.metrics["num-examples"].tolist() == [i + 3 for i in found.good]
