@@ -47,7 +47,8 @@ class Later(Cohorts):
     def start(self, content: Any, message_type: str, partition: int) -> int:
         records = {name: to_tensors(r) for name, r in content.array_records.items()}
         number = len(self.results)
-        self.results[number] = self.run(message_type, records, config_of(content), [partition])
+        result = self.run(message_type, records, config_of(content), [partition])
+        self.results[number] = result, []  # run has kept the client's state
         return number
 
     def finished(self) -> dict[int, Any]:
