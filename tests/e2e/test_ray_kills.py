@@ -95,11 +95,12 @@ def test_random_kills_change_no_bit(tmp_path: Path) -> None:
             relatives = family(process.pid)
             process.kill()
             assert process.wait() == -signal.SIGKILL
-            left += psutil.wait_procs(relatives, timeout=60)[1]
+            left += psutil.wait_procs(relatives, timeout=30)[1]
             process = start(tmp_path)
         kills[str(victim)] += 1
     assert process.wait(PATIENCE) == 0, (tmp_path / "stderr").read_text()
-    assert left == [], "processes outlived their driver"
+    # a busy machine takes its time over it, but none stays
+    assert psutil.wait_procs(left, timeout=60)[1] == [], "processes outlived their driver"
     assert kills == KILLS
     (run_id,) = RunStore(tmp_path / "runs").ids()
     found = RunStore(tmp_path / "runs").open(run_id)
