@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fedsim.errors import RunFailed
 from fedsim.grids.nodes import partition_of
+from fedsim.means import surely_finite
 from fedsim.messages import (
     Arrays,
     Broadcast,
@@ -419,9 +420,9 @@ def _like(new: Arrays, old: Arrays, server_round: int) -> Arrays:
     """
     if {k: v.shape for k, v in new.items()} != {k: v.shape for k, v in old.items()}:
         raise RunFailed(f"round {server_round}: the strategy returned arrays of other shapes")
-    for name, tensor in new.items():
-        if not bool(finite(tensor[None])[0]):
-            raise RunFailed(f"round {server_round}: the aggregate of {name!r} has NaN or Inf")
+    bad = [] if surely_finite(new) else [k for k, v in new.items() if not finite(v[None]).all()]
+    if bad:
+        raise RunFailed(f"round {server_round}: the aggregate of {bad[0]!r} has NaN or Inf")
     return {name: new[name].to(tensor.device, tensor.dtype) for name, tensor in old.items()}
 
 

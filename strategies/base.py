@@ -192,7 +192,8 @@ class Strategy(FlowerStrategy):
     ) -> Iterable[Message]:
         """Sends the parameters to the round's sample."""
         nodes = self.sample(config, grid, self.common.fraction_train)
-        settings = {**config, **self.settings(server_round)}
+        own = self.settings(server_round)
+        settings = {**config, **own} if own else config
         return Broadcast(_content(arrays, settings), "train", nodes)
 
     def configure_evaluate(
@@ -200,7 +201,8 @@ class Strategy(FlowerStrategy):
     ) -> Iterable[Message]:
         """Sends the parameters to those who evaluate."""
         nodes = self.sample(config, grid, self.common.fraction_evaluate)
-        settings = {**config, **self.settings(server_round)}
+        own = self.settings(server_round)
+        settings = {**config, **own} if own else config
         return Broadcast(_content(arrays, settings), "evaluate", nodes)
 
     def aggregate_evaluate(
@@ -245,7 +247,7 @@ def _content(arrays: ArrayRecord, config: Mapping[str, Any]) -> RecordDict:
     """Returns what a message to the clients holds; the arrays are the server's own, not a copy."""
     content = RecordDict()
     content["arrays"] = arrays
-    content["config"] = ConfigRecord(dict(config))
+    content["config"] = config if isinstance(config, ConfigRecord) else ConfigRecord(dict(config))
     return content
 
 

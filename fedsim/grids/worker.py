@@ -213,9 +213,10 @@ class Worker:
             plans = self.plans(client, order, share.partitions)
             reply, kept = self._block(client, stream, records, plans, share.partitions, states)
             done = CohortResult(list(share.members), reply.records, plain(reply.metrics))
-            if reduction is None:
+            if reduction is not None:
+                done = reduced(done, share.partitions, reduction, tree, share.leaf)
+            if reduction is None or len(shares) == 1:
                 return done, done.good, kept
-            done = reduced(done, share.partitions, reduction, tree, share.leaf)
             numbers = Numbers()
             numbers.add(done)
             return numbers, done.good, kept
