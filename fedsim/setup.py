@@ -191,10 +191,10 @@ def connect(scenario: Scenario) -> int:
     engine = scenario.engine
     if engine.name != "ray":
         return 0
-    from fedsim.grids import pool
+    from fedsim.grids import connection
 
-    pool.connect(engine, cpus(), _own_modules(scenario))
-    return pool.worker_count(engine)
+    connection.connect(engine, cpus(), _own_modules(scenario))
+    return connection.worker_count(engine)
 
 
 def prepare(scenario: Scenario) -> Setup:

@@ -273,7 +273,7 @@ class RoundLoop:
         every = self.config.clients_every
         if not every or (server_round % every and not self._finished()):
             return {}
-        record = self._as_record(self.state.arrays)
+        record = to_record(self.state.arrays)  # whoever edits it edits this one
         config = ConfigRecord({"seed": self.config.seed, "server-round": server_round})
         with seeded_globals(self.config.seed, "evaluate", server_round):
             messages = self.strategy.configure_evaluate(server_round, record, config, self.grid)

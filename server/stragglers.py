@@ -234,6 +234,9 @@ def objections(
 
     if deadline is not None and waits_for_nobody:
         refuse("clock.deadline", deadline, f"is for synchronous rounds: {name} waits for nobody")
+    elif deadline is not None and "participating-weight" in sends:
+        what = f"does not go with {name}, which tells its clients beforehand how much weight those"
+        refuse("clock.deadline", deadline, f"{what} have that will reply")
     if over_sampling <= 1:
         return found
     if waits_for_nobody:

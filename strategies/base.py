@@ -244,9 +244,11 @@ def sample_size(fraction: float, num_nodes: int) -> int:
 
 
 def _content(arrays: ArrayRecord, config: Mapping[str, Any]) -> RecordDict:
-    """Returns what a message to the clients holds; the arrays are the server's own, not a copy."""
-    content = RecordDict()
-    content["arrays"] = arrays
+    """Returns what a message to the clients holds: the same arrays in a record of its own."""
+    content, record = RecordDict(), ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array
+    content["arrays"] = record
     content["config"] = config if isinstance(config, ConfigRecord) else ConfigRecord(dict(config))
     return content
 

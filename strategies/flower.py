@@ -208,7 +208,8 @@ def _sample_size(strategy: flower.Strategy, phase: str, num_nodes: int) -> int:
 def cohort_size(strategy: flower.Strategy, num_nodes: int) -> int | None:
     """Returns how many nodes train each round; None where the strategy has a way of its own."""
     if isinstance(strategy, Strategy):
-        own = type(strategy).configure_train is not Strategy.configure_train
+        kind = type(strategy)
+        own = (kind.configure_train, kind.sample) != (Strategy.configure_train, Strategy.sample)
         return None if own else sample_size(strategy.common.fraction_train, num_nodes)
     inner = unwrapped(strategy)[-1]
     return _sample_size(inner, "train", num_nodes) if hasattr(inner, "fraction_train") else None

@@ -52,6 +52,9 @@ def results_alone() -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     finally:
+        for stream in (sys.__stdout__, sys.stdout):  # what somebody has printed past us
+            if stream is not None:
+                stream.flush()
         os.dup2(kept, 1)
         os.close(kept)
 

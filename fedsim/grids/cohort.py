@@ -25,8 +25,11 @@ NUM_EXAMPLES = "query.num_examples"
 """The type of the message that asks for the number of rows."""
 
 
-def trained_on(message_type: str) -> bool:
-    """Says whether a client's `train`, or that of one of its actions, answers such messages."""
+def computed_alone(message_type: str) -> bool:
+    """Says whether a client answers such messages by itself: by `train`, or one of its actions.
+
+    Evaluation is computed for all clients together, and their sizes are known without them.
+    """
     return message_type != NUM_EXAMPLES and _kind(message_type) != "evaluate"
 
 

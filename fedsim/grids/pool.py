@@ -6,27 +6,20 @@ another one, and the result is the same.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from fedsim.cluster.connect import environment, resolve
-from fedsim.errors import RunFailed, UserError
-from fedsim.grids.actor import Place, send_tensors_by_numpy
-from fedsim.scenario.sections import ClientResources, EngineParams
+from fedsim.errors import RunFailed
+from fedsim.grids.actor import Place
+from fedsim.grids.connection import last_line, resources
 
 START_PATIENCE = 120.0
 """Seconds until at least one worker must be ready."""
-
-START_TRIES = 3
-"""Attempts to start Ray on this machine, to each of which it gives half a minute itself."""
 
 TOGETHER = 20.0
 """Seconds that a run waits for all of its workers before it begins with those that are ready."""
@@ -58,6 +51,7 @@ class _Flight:
     """A call under way. patience: seconds that it may take once its worker has come to it.
 
     until: when it is given up; infinite until its turn has come. deaths: workers that died over it.
+    ignored: nobody needs its result.
     """
 
     number: int
@@ -66,10 +60,15 @@ class _Flight:
     handle: Any = None
     until: float = math.inf
     deaths: int = 0
+    ignored: bool = False
 
 
 class Late:
     """The result of a call whose worker did not answer within the deadline."""
+
+
+class Ignored:
+    """Stands for the result of a call that nobody needs: its worker is done with it, or gone."""
 
 
 class Pool:
@@ -130,7 +129,6 @@ class Pool:
         deadline: seconds for each, from when its worker has come to it. Raises RunFailed if a call
         kills one worker after the other, or raises.
         """
-        self._grow()
         numbers = [self.submit(call, deadline) for call in calls]
         while not self._results.keys() >= set(numbers):
             self._wait(None)
@@ -146,10 +144,22 @@ class Pool:
 
     def submit(self, call: Call, deadline: float | None = None) -> int:
         """Starts a call on the worker with least to do; returns a number for it."""
+        self._grow()
         self._count += 1
         patience = math.inf if deadline is None else deadline
         self._start(_Flight(self._count, call, patience))
         return self._count
+
+    def ignore(self, number: int) -> None:
+        """Says that nobody needs a submitted call's result, or minds how it ends.
+
+        It is not begun again if its worker dies; `done` says by an Ignored when the worker is free.
+        """
+        for flight in self._flights.values():
+            if flight.number == number:
+                flight.ignored = True
+        if number in self._results:
+            self._results[number] = Ignored()
 
     def done(self) -> dict[int, Any]:
         """Returns the results of submitted calls that are done by now, by number, each once.
@@ -182,8 +192,11 @@ class Pool:
         return bool(ready)
 
     def _start(self, flight: _Flight) -> None:
-        busy = Counter(id(other.handle) for other in self._flights.values())
-        flight.handle = min(self.alive(), key=lambda each: busy[id(each)])
+        flights = self._flights.values()
+        busy = Counter(id(other.handle) for other in flights)
+        # what nobody needs may never end: who waits behind it would wait for ever
+        stuck = {id(other.handle) for other in flights if other.ignored}
+        flight.handle = min(self.alive(), key=lambda each: (id(each) in stuck, busy[id(each)]))
         flight.until = math.inf
         with store_errors():  # what a call says beside references goes there, too
             reference = flight.call(flight.handle)
@@ -206,24 +219,30 @@ class Pool:
             with store_errors():  # a worker's replies go there, too
                 result = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            raise RunFailed(f"a worker failed: {_last_line(error)}") from error
+            if not flight.ignored:
+                raise RunFailed(f"a worker failed: {last_line(error)}") from error
+            result = Ignored()
         except _of_the_dead() as error:
             # a worker that was ended here, or died over another call, is not held against this one
             if self.replace(flight.handle):
                 blamed = next(each for each in first if each.handle is flight.handle)
                 blamed.deaths += 1
-                if blamed.deaths == TRIES:
+                if blamed.deaths == TRIES and not blamed.ignored:
                     raise RunFailed(
                         f"{TRIES} workers died one after the other over the same clients:"
-                        f" {_last_line(error)}"
+                        f" {last_line(error)}"
                     ) from error
-            self._start(flight)
-            return
+            if not flight.ignored:
+                self._start(flight)
+                return
+            result = Ignored()
         except ray.exceptions.RayError as error:
-            raise RunFailed(f"Ray: {_last_line(error)}") from error
+            if not flight.ignored:
+                raise RunFailed(f"Ray: {last_line(error)}") from error
+            result = Ignored()
         if getattr(result, "stuck", False):
             self.replace(flight.handle)
-        self._results[flight.number] = result
+        self._results[flight.number] = Ignored() if flight.ignored else result
 
     def _give_up_late(self) -> None:
         """Gives up the calls whose time is over, and their workers."""
@@ -281,12 +300,12 @@ class Pool:
                 starting[reference].place = ray.get(reference)
             except ray.exceptions.ActorDiedError as error:
                 if error.actor_init_failed:  # what the constructor raised it will raise again
-                    raise RunFailed(f"a worker cannot start: {_last_line(error)}") from error
+                    raise RunFailed(f"a worker cannot start: {last_line(error)}") from error
                 self.replace(starting[reference].handle)
             except _of_the_dead():
                 self.replace(starting[reference].handle)
             except ray.exceptions.RayError as error:
-                raise RunFailed(f"a worker cannot start: {_last_line(error)}") from error
+                raise RunFailed(f"a worker cannot start: {last_line(error)}") from error
 
 
 @contextmanager
@@ -312,183 +331,3 @@ def _of_the_dead() -> tuple[type[Exception], ...]:
     from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
 
     return RayActorError, ObjectLostError, OutOfMemoryError, NodeDiedError
-
-
-def resources() -> str:
-    """Returns what the cluster has, in words."""
-    import ray
-
-    found = ray.cluster_resources()
-    cpus, gpus = found.get("CPU", 0), found.get("GPU", 0)
-    return f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
-
-
-@dataclass(frozen=True)
-class _Connection:
-    """What `connect` connected to.
-
-    asked: for what. cluster: Ray's address of it. modules: the user's that its workers have.
-    """
-
-    asked: tuple[object, ...]
-    cluster: str
-    dashboard: str
-    modules: frozenset[str]
-
-
-_connection: _Connection | None = None
-
-
-def links() -> dict[str, Any]:
-    """Returns the addresses of the cluster's dashboard and of its nodes' metrics, if it has one."""
-    if _connection is None or not _connection.dashboard:
-        return {}
-    import ray
-
-    metrics = [
-        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        for node in ray.nodes()
-        if node["Alive"] and node.get("MetricsExportPort", 0) > 0  # negative before there is one
-    ]
-    return {"dashboard": _connection.dashboard, "metrics": metrics}
-
-
-def _cluster() -> str:
-    import ray
-
-    return str(ray.get_runtime_context().gcs_address)
-
-
-def connect(engine: EngineParams, cpus: int, modules: Iterable[str] = ()) -> None:
-    """Connects this process to the scenario's cluster, or starts Ray on this machine.
-
-    cpus: those of this machine that may be used. modules: the user's, by name, which other machines
-    need beside fedsim. Raises UserError where that fails.
-    """
-    global _connection
-    if importlib.util.find_spec("ray") is None:
-        raise UserError(
-            "the engine ray needs Ray, which is not installed: pip install 'fedsim-fl[ray]'"
-        )
-    address = None if engine.address is None else resolve(engine.address)
-    # Ray reads these when it is imported
-    os.environ.update(environment(address or ""))
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    _keep_standard_output()
-    own = max(cpus, math.ceil((engine.workers or 1) * engine.client_resources.cpus))
-    asked = (address,) if address else (own, engine.object_store_mb)
-    wanted = frozenset(modules) if address else frozenset[str]()
-    earlier = _connection if ray.is_initialized() else None
-    if earlier and earlier.cluster == _cluster():
-        if earlier.asked == asked:
-            wanted |= earlier.modules  # so that runs that take turns have one connection
-        if earlier.asked != asked or not wanted <= earlier.modules:
-            ray.shutdown()  # another cluster, one too small for this run, or without its modules
-    if not ray.is_initialized():
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if address is None:
-            store = engine.object_store_mb * 10**6
-            context = _started_here(num_cpus=own, object_store_memory=store, **quiet)
-        else:
-            try:
-                context = ray.init(address, runtime_env=shipped(wanted), **quiet)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise UserError(
-                    f"there is no Ray cluster at {engine.address}, or it does not let us in:"
-                    f" {_last_line(error)}"
-                ) from error
-        url = getattr(context, "dashboard_url", None)
-        _connection = _Connection(asked, _cluster(), f"http://{url}" if url else "", wanted)
-    send_tensors_by_numpy(copy=False)
-
-
-def _keep_standard_output() -> None:
-    """Keeps Ray from saying there, among our results, that a worker has died: the run says it."""
-    from ray._private import worker
-
-    if hasattr(worker, "print_to_stdstream"):
-        worker.print_to_stdstream = lambda *arguments, **named: None
-
-
-def _started_here(**settings: Any) -> Any:
-    """Starts Ray on this machine; returns what it says of itself. Raises RunFailed."""
-    import ray
-
-    tries = 0
-    while True:
-        tries += 1
-        try:
-            return ray.init("local", include_dashboard=False, **settings)
-        except Exception as error:  # Ray raises just that where a busy machine takes too long
-            ray.shutdown()
-            if tries == START_TRIES:
-                raise RunFailed(
-                    f"Ray does not start on this machine: {_last_line(error)}"
-                ) from error
-
-
-def shipped(modules: Iterable[str]) -> dict[str, Any]:
-    """Returns the runtime environment that brings fedsim and the user's modules to the workers.
-
-    Packages that pip has installed here are the cluster's own matter.
-    """
-    paths = []
-    own = sorted({module.partition(".")[0] for module in modules} - {"__main__", "fedsim"})
-    for name in ["fedsim", *own]:  # what is in __main__ travels by itself
-        spec = importlib.util.find_spec(name)
-        if spec is None:
-            continue
-        # a package is a folder, or several if none of them has an __init__.py
-        places = spec.submodule_search_locations or (
-            [spec.origin or ""] if spec.has_location else []
-        )
-        paths += [
-            place
-            for place in map(str, places)
-            if name == "fedsim" or not {"site-packages", "dist-packages"} & set(Path(place).parts)
-        ]
-    return {"py_modules": paths}
-
-
-def worker_count(engine: EngineParams) -> int:
-    """Returns how many workers the scenario asks for, or as many as the cluster has room for.
-
-    Raises UserError if there is no room for one.
-    """
-    needs = engine.client_resources
-    most = room_for(needs)
-    if most < 1:
-        raise UserError(
-            f"a worker needs {needs.cpus:g} CPUs and {needs.gpus:g} GPUs"
-            f" (engine.client_resources), and the cluster has {resources()}"
-        )
-    if engine.workers is not None and engine.workers > most:
-        raise UserError(
-            f"engine.workers is {engine.workers}, and the cluster, with {resources()}, has room for"
-            f" {most} of {needs.cpus:g} CPUs and {needs.gpus:g} GPUs each"
-        )
-    return engine.workers or most
-
-
-def room_for(needs: ClientResources) -> int:
-    """Returns how many workers the cluster has room for.
-
-    A worker is on one node: what is left over on several makes no further one.
-    """
-    import ray
-
-    return sum(_room(node["Resources"], needs) for node in ray.nodes() if node["Alive"])
-
-
-def _room(found: Mapping[str, float], needs: ClientResources) -> int:
-    """Returns how many workers fit into a node's resources."""
-    room = [int(found.get("CPU", 0) / needs.cpus)] if needs.cpus else []
-    room += [int(found.get("GPU", 0) / needs.gpus)] if needs.gpus else []
-    return min(room)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

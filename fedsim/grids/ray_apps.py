@@ -19,7 +19,8 @@ from flwr.clientapp import ClientApp
 from fedsim._flower import ErrorCode, set_identity
 from fedsim.grids.actor import Place, place_of, where_the_log_is
 from fedsim.grids.apps import LOGGER, AppNodes, Visit, handle
-from fedsim.grids.pool import GRACE, Late, Pool, links, room_for
+from fedsim.grids.connection import links, room_for
+from fedsim.grids.pool import GRACE, Late, Pool
 from fedsim.grids.ray_cohorts import divided, stored
 from fedsim.scenario.sections import ClientResources
 

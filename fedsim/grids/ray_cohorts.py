@@ -25,9 +25,10 @@ from fedsim.errors import RunFailed
 from fedsim.grids.actor import Actor, Place, Refused, Site, Trained
 from fedsim.grids.cohort import Cohorts
 from fedsim.grids.collect import CohortResult, joined
+from fedsim.grids.connection import links, room_for
 from fedsim.grids.evaluate import Job, Sums, clients_of
 from fedsim.grids.execution import Execution
-from fedsim.grids.pool import GRACE, Late, Pool, links, room_for, store_errors
+from fedsim.grids.pool import GRACE, Ignored, Late, Pool, store_errors
 from fedsim.grids.shards import Shards
 from fedsim.grids.worker import Keep, Order, Share, counted
 from fedsim.means import MeanTree
@@ -151,6 +152,10 @@ class RayCohorts(Cohorts):
         """Returns how many workers have nothing to do."""
         return self._pool.idle()
 
+    def ignore(self, number: int) -> None:
+        """Says that nobody needs what was started under this number."""
+        self._pool.ignore(number)
+
     def finished(self) -> dict[int, tuple[CohortResult, Kept]]:
         """Returns what has been computed since the last call, by number.
 
@@ -158,6 +163,9 @@ class RayCohorts(Cohorts):
         """
         results: dict[int, tuple[CohortResult, Kept]] = {}
         for number, out in self._pool.done().items():
+            if isinstance(out, Ignored):
+                results[number] = CohortResult([], {}, {}, {0: "nobody waited for it"}), []
+                continue
             if isinstance(out, Late):
                 results[number] = CohortResult([], {}, {}, {0: self._late()}), []
                 continue

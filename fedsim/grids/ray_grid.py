@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from flwr.app import Message
 
 from fedsim._flower import set_message_id
-from fedsim.grids.cohort import trained_on
+from fedsim.grids.cohort import computed_alone
 from fedsim.grids.inline import InlineGrid, replies_of
 from fedsim.grids.nodes import partition_of
 from fedsim.grids.ray_cohorts import Kept, RayCohorts
@@ -39,7 +39,7 @@ class RayGrid(InlineGrid):
         message_ids = []
         for message in messages:
             metadata = message.metadata
-            if not (trained_on(metadata.message_type) and metadata.dst_node_id in self._nodes):
+            if not (computed_alone(metadata.message_type) and metadata.dst_node_id in self._nodes):
                 message_ids += InlineGrid.push_messages(self, [message])
                 continue
             message_ids.append(str(next(self._ids)))
@@ -67,6 +67,7 @@ class RayGrid(InlineGrid):
         """
         left, open_ids = list(messages), set[str]()
         while left or open_ids:
+            self._look()  # who was forgotten may be done
             busy = self._forgotten.values()
             able = [message for message in left if message.metadata.dst_node_id not in busy]
             for message in able[: self._cohorts.idle()] if able else ():
@@ -106,6 +107,7 @@ class RayGrid(InlineGrid):
         for number, message in list(self._under_way.items()):
             if message.metadata.message_id in message_ids:
                 self._forgotten[number] = self._under_way.pop(number).metadata.dst_node_id
+                self._cohorts.ignore(number)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -79,7 +79,11 @@ class _NoCompiler(ModuleType):
     else gets the real one.
     """
 
-    compiled_autograd = SimpleNamespace(_disable=nullcontext)
+    @property
+    def compiled_autograd(self) -> Any:
+        """The real one, once somebody has loaded it."""
+        loaded = sys.modules.get(f"{self.__name__}.compiled_autograd")
+        return loaded or SimpleNamespace(_disable=nullcontext)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(import_module(self.__name__), name)
@@ -96,7 +100,7 @@ def without_compiler() -> Iterator[None]:
     try:
         yield
     finally:
-        if vars(torch)["_dynamo"] is stand_in:  # an import puts the real one there
+        if vars(torch).get("_dynamo") is stand_in:  # an import puts the real one there
             del vars(torch)["_dynamo"]
 
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from fedsim.clients.base import Client, Plan
 from fedsim.grids.execute import run_one
 from fedsim.grids.lanes import GATHER_FLOATS, Block
-from fedsim.grids.record import Form, record
+from fedsim.grids.record import Form, record, without_compiler
 from fedsim.grids.trace import Graph, TraceCache
 from fedsim.messages import Arrays
 
@@ -88,7 +88,7 @@ class _Meter(TraceCache):
         def flat(*inputs: Tensor) -> list[Tensor]:
             return tree_leaves(function(*tree_unflatten(list(inputs), spec)))
 
-        with torch.no_grad():
+        with without_compiler(), torch.no_grad():
             inputs = [leaf.detach() for leaf in leaves]
             flat(*inputs)  # whatever is made once is made outside
             graph = record(flat, inputs).graph

@@ -202,8 +202,8 @@ class ClockParams(Params):
     deadline: float | None = Field(
         default=None,
         gt=0,
-        description="Seconds on this clock after which a synchronous round waits for no reply, > 0;"
-        " clients that would take longer count as failed. Empty: it waits for all.",
+        description="Seconds on this clock after which an exchange of a synchronous round waits for"
+        " no reply, > 0; clients that would take longer count as failed. Empty: it waits for all.",
     )
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from fedsim.cli import app, interrupt, tune  # noqa: F401 (loads what a run needs)
 from fedsim.cli.guard import execute
-from fedsim.grids import cohort, inline
+from fedsim.grids import cohort, inline, states, worker
 from fedsim.runs import checkpoint, database, draws, files, lines, writer
 from fedsim.server import evaluation, loop
 from fedsim.strategies import sampler
@@ -81,8 +81,8 @@ STEPS: dict[str, Any] = {
     "before configure": before((sampler.Sampler, "configure_train")),
     "after configure": after((sampler.Sampler, "configure_train")),
     "as messages are sent": before((inline.InlineGrid, "send_and_receive")),
-    "while clients compute": after((cohort, "run_mapped")),
-    "as a client's state is kept": before((cohort.Cohorts, "_keep")),
+    "while clients compute": after((worker, "run_mapped")),
+    "as a client's state is kept": before((states.ClientStates, "scatter")),
     "as replies have come": after((inline.InlineGrid, "send_and_receive")),
     "while replies are checked": before((loop, "check_replies")),
     "mid-aggregate": before((loop, "_like")),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedsim.errors import RunFailed
-from fedsim.grids import pool
+from fedsim.grids import connection, pool
 from fedsim.grids.pool import Late, Pool
 from fedsim.scenario.sections import EngineParams
 
@@ -184,8 +184,8 @@ def test_only_what_a_constructor_raises_ends_a_start(monkeypatch: pytest.MonkeyP
 
 def test_workers_are_counted_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
     Cluster(monkeypatch)
-    assert pool.worker_count(EngineParams(name="ray", client_resources={"cpus": 2.0})) == 2  # type: ignore[arg-type]
-    assert pool.worker_count(EngineParams(name="ray")) == 6
+    assert connection.worker_count(EngineParams(name="ray", client_resources={"cpus": 2.0})) == 2  # type: ignore[arg-type]
+    assert connection.worker_count(EngineParams(name="ray")) == 6
 
 
 def test_packages_without_an_init_are_shipped_too(
@@ -197,7 +197,7 @@ def test_packages_without_an_init_are_shipped_too(
     (tmp_path / "a" / "spaced_for_test" / "mine.py").write_text("VALUE = 1\n")
     (tmp_path / "a" / "alone_for_test.py").write_text("VALUE = 1\n")
     modules = ["spaced_for_test.mine", "alone_for_test", "numpy", "__main__", "sys", "not.there"]
-    own, *others = pool.shipped(modules)["py_modules"]
+    own, *others = connection.shipped(modules)["py_modules"]
     assert Path(own).name == "fedsim"
     expected = ["a/spaced_for_test", "b/spaced_for_test", "a/alone_for_test.py"]
     assert sorted(others) == sorted(str(tmp_path / place) for place in expected)
@@ -217,9 +217,9 @@ def test_the_cluster_s_pages_are_linked(monkeypatch: pytest.MonkeyPatch) -> None
             {"dashboard": "http://127.0.0.1:8265", "metrics": ["http://10.0.0.1:8080/metrics"]},
         ),
     ):
-        connection = pool._Connection((), "here", dashboard, frozenset())
-        monkeypatch.setattr(pool, "_connection", connection)
-        assert pool.links() == found
+        found_it = connection._Connection((), "here", dashboard, frozenset())
+        monkeypatch.setattr(connection, "_connection", found_it)
+        assert connection.links() == found
 
 
 def test_there_are_more_workers_where_nodes_join(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,8 +260,28 @@ def test_a_ray_that_does_not_start_is_started_again(monkeypatch: pytest.MonkeyPa
         return "started"
 
     monkeypatch.setattr(ray, "init", init)
-    assert pool._started_here(num_cpus=2) == "started"
+    assert connection._started_here(num_cpus=2) == "started"
     assert tries == [{"num_cpus": 2, "include_dashboard": False}] * 3
     with pytest.raises(RunFailed, match="Ray does not start on this machine: The current node"):
-        pool._started_here(num_cpus=1)
+        connection._started_here(num_cpus=1)
     assert len(tries) == 6
+
+
+def test_what_nobody_needs_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Pool(Cluster(monkeypatch).make, 4)
+    made.ignore(made.submit(call(1e6, "never")))
+    raised = ray.exceptions.RayTaskError("train", "Traceback", ValueError("late"))
+    deadly, raising = made.submit(call(1.0, "dies")), made.submit(call(1.0, raised))
+    done = made.submit(call(1.0, "done"))
+    made.ignore(deadly)
+    made.ignore(raising)
+    assert made.run([call(1.0, i) for i in range(6)]) == [*range(6)]  # none behind the first
+    found = made.done()
+    assert found.keys() == {deadly, raising, done}
+    assert found[done] == "done"
+    assert all(isinstance(found[number], pool.Ignored) for number in (deadly, raising))
+    assert made.lost == 1
+    late = made.submit(call(1.0, "late"))
+    assert made.run([call(1.0, "mine")]) == ["mine"]
+    made.ignore(late)  # which has come
+    assert isinstance(made.done()[late], pool.Ignored)

@@ -19,7 +19,7 @@ from torch import nn
 from fedsim.clients.base import Batch, Batching, Client, Config, DirectClient, Inputs, Plan, Reply
 from fedsim.data import DataInfo, Examples, FederatedData
 from fedsim.errors import Params, RunFailed, ScenarioError, UserError
-from fedsim.grids import pool
+from fedsim.grids import connection, pool
 from fedsim.grids.ray_cohorts import RayCohorts, divided
 from fedsim.messages import Arrays
 from fedsim.scenario import Scenario
@@ -39,7 +39,7 @@ __all__ = ["warm"]  # the fixture, for this module
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """One cluster for all tests; its CPUs are a matter of bookkeeping."""
-    pool._started_here(
+    connection._started_here(
         num_cpus=CPUS,
         object_store_memory=200 * 10**6,
         log_to_driver=False,

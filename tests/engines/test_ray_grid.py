@@ -75,6 +75,58 @@ def test_what_is_no_training_is_answered_as_inline_does() -> None:
     assert "loss" in answers[0][1]["metrics"]
 
 
+class Busy(Later):
+    """One worker; partition 1 is done a while after nobody waits for it any more."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.looks = 0
+        self.slow: int | None = None
+        self.ignored: list[int] = []
+
+    def start(self, content: Any, message_type: str, partition: int) -> int:
+        number = super().start(content, message_type, partition) + 10 * partition
+        self.results[number] = self.results.pop(number - 10 * partition)
+        if partition == 1:
+            self.slow = number
+        return number
+
+    def idle(self) -> int:
+        return 2 - len(self.results)
+
+    def ignore(self, number: int) -> None:
+        self.ignored.append(number)
+
+    def finished(self) -> dict[int, Any]:
+        self.looks += self.slow in self.ignored
+        held = {n: r for n, r in self.results.items() if n == self.slow and self.looks < 5}
+        done = {n: r for n, r in self.results.items() if n not in held}
+        self.results = held
+        return done
+
+
+def test_a_round_whose_clients_are_all_forgotten_ones_waits_for_them() -> None:
+    made = cohorts(sgd(functional(), lr=0.1), federation())
+    busy: Any = Busy(made.client, made.shards, made.execution, made.seed)
+    grid = RayGrid(busy, 5)
+    content = make_content({"arrays": made.client.model.initial()}, {"server-round": 1})
+
+    def asked(*nodes: int) -> list[Message]:
+        return [Message(content, node, "train") for node in nodes]
+
+    came: list[int] = []
+
+    def first(reply: Message) -> bool:
+        came.append(reply.metadata.src_node_id)
+        return False
+
+    grid.first_come(asked(3, 2), first)  # node 3 is partition 1
+    assert came == [2]
+    assert busy.ignored == [busy.slow]
+    grid.first_come(asked(3), first)
+    assert came == [2, 3]
+
+
 def told(reply: Message) -> Any:
     """Returns a reply's numbers, or why there are none."""
     if reply.has_error():

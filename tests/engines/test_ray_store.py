@@ -16,7 +16,7 @@ from torch import nn
 
 from fedsim.clients.base import Batch, Config, DirectClient, Reply
 from fedsim.errors import Params, RunFailed
-from fedsim.grids import pool
+from fedsim.grids import connection
 from fedsim.messages import Arrays
 from fedsim.scenario import Scenario
 from fedsim.setup import Setup, prepare
@@ -32,7 +32,7 @@ STORE = 100 * 10**6
 
 @contextmanager
 def cluster(**settings: Any) -> Iterator[None]:
-    pool._started_here(
+    connection._started_here(
         num_cpus=2,
         object_store_memory=STORE,
         log_to_driver=False,

@@ -83,6 +83,8 @@ def replace(node: Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -
     """Computes the node by another operator, if that gives the same form; says whether it does."""
     try:
         new = insert(node, target, *args, **kwargs)
+    except torch.OutOfMemoryError:  # a RuntimeError that says nothing of the operator
+        raise
     except (RuntimeError, ValueError):  # such as a view of what is not laid out for it
         return False
     if not same_form(value(new), value(node)):
