@@ -13,7 +13,14 @@ from fedsim.clients.base import Client, DirectClient, Plan
 from fedsim.errors import RunFailed
 from fedsim.grids.collect import CohortResult, joined
 from fedsim.grids.evaluate import Job, Sums, clients_of, evaluation_jobs, evaluation_means
-from fedsim.grids.execution import LEAVES, SMALL_LANE, Execution, divide
+from fedsim.grids.execution import (
+    BLOCK_FLOATS,
+    LEAVES,
+    REPLIES_FLOATS,
+    SMALL_LANE,
+    Execution,
+    divide,
+)
 from fedsim.grids.room import fitting
 from fedsim.grids.shards import Shards
 from fedsim.grids.states import BUDGET, ClientStates
@@ -175,8 +182,11 @@ class Cohorts:
         parameters = sum(t.numel() for r in records.values() for t in r.values())
         parameters //= max(plan.chains, 1)
         features = self.shards.sample.x[:1].numel()
-        copies = 4 if plan.steps else 1  # gradients and intermediate values
-        return copies * parameters + 2 * (plan.batching.size or rows) * features
+        if plan.steps:
+            parameters *= 4  # gradients and intermediate values
+        elif parameters > SMALL_LANE:
+            parameters = max(parameters * BLOCK_FLOATS // REPLIES_FLOATS, SMALL_LANE)
+        return parameters + 2 * (plan.batching.size or rows) * features
 
     def _evaluate(self, order: Order, partitions: Sequence[int]) -> CohortResult:
         """Returns weighted means of the client's per-example metrics over each one's rows.

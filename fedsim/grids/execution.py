@@ -17,6 +17,10 @@ LANES = 64
 BLOCK_FLOATS = 2**22
 """Floats of state and data that one mapped block may hold."""
 
+REPLIES_FLOATS = 5 * 2**20
+"""Floats that one block may hold of replies alone, where clients have no steps: the larger it is,
+the fewer means are merged, and the more memory is left in pieces: with 7 a peak grows by half."""
+
 SMALL_LANE = 2**16
 """Floats of a client and chain up to which blocks are computed in turn, by all threads together.
 
@@ -77,7 +81,7 @@ def chunk_clients(n: int, chains: int, floats_per_lane: int, fit: int | None = N
     fit = max(1, (lanes if small else min(LANES, lanes)) // max(chains, 1))
     blocks = -(-n // fit)
     if n > 1 and not small:
-        blocks = max(blocks, 2)  # so that two threads have work
+        blocks += blocks % 2  # so that two threads have as much work
     return -(-n // blocks)
 
 
