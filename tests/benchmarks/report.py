@@ -38,7 +38,7 @@ the comparison ends without a table.
   clients, each with a channels-last model. The **bare loop** adds up the replies and does nothing
   else.
 
-`make bench` repeats all of this and rewrites this page (about 20 minutes on two cores; the machine
+`make bench` repeats all of this and rewrites this page (about 40 minutes on two cores; the machine
 should do nothing else). `make bench ARGS="W1 --repetitions 5"` times one workload and only prints;
 `ARGS="W1 --sides fedsim,pfl"` leaves sides out."""
 
