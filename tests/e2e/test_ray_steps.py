@@ -104,17 +104,18 @@ def test_the_driver_dies_at_every_step(whole: Run, tmp_path: Path) -> None:
             stdout=subprocess.DEVNULL,
         )
 
+    relatives: set[psutil.Process] = set()
     for step in STEPS:
         process = start("tests.e2e.ray_steps", step)
-        relatives: set[psutil.Process] = set()
         while process.poll() is None:
             relatives |= family(process.pid)
             time.sleep(0.1)
         assert process.returncode == -signal.SIGKILL, (step, (tmp_path / "stderr").read_text())
-        _, left = psutil.wait_procs(relatives, timeout=60)
-        assert left == [], f"{step}: processes outlived their driver"
     assert start("tests.e2e.command").wait() == 0, (tmp_path / "stderr").read_text()
     (run_id,) = RunStore(tmp_path / "runs").ids()
     found = RunStore(tmp_path / "runs").open(run_id)
     same_bits(found, whole)
     assert list(found.events["kind"]).count("resumed") >= len(STEPS) - 3
+    # Ray's agents notice after a while that their raylet is gone
+    _, left = psutil.wait_procs(relatives, timeout=180)
+    assert left == [], "processes outlived their driver"
