@@ -354,9 +354,12 @@ def config_of(content: RecordDict) -> dict[str, Any]:
 def make_content(
     records: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any]
 ) -> RecordDict:
-    """Returns a RecordDict of named ArrayRecords and one ConfigRecord called "config"."""
+    """Returns a RecordDict of named ArrayRecords and one ConfigRecord called "config".
+
+    A ConfigRecord is taken as it is.
+    """
     content = RecordDict()
     for record, arrays in records.items():
         content[record] = to_record(arrays)
-    content["config"] = ConfigRecord(dict(config))
+    content["config"] = config if isinstance(config, ConfigRecord) else ConfigRecord(dict(config))
     return content

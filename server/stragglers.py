@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
 
 from fedsim.errors import Problem, RunFailed
+from fedsim.grids.collect import common_metrics
 from fedsim.grids.nodes import pick
 from fedsim.means import MeanTree, mean_dtype
 from fedsim.messages import Broadcast, Failure, Replies, nodes_of, trains
@@ -197,12 +198,7 @@ def _averaged(parts: Sequence[Replies], weights: Callable[[Replies], Tensor]) ->
     nodes = [node for part in parts for node in part.node_ids]
     order = sorted(range(len(nodes)), key=nodes.__getitem__)
     index = torch.tensor(order)
-    first = parts[0].metrics
-    common = [
-        name
-        for name, value in first.items()
-        if all(name in p.metrics and p.metrics[name].shape[1:] == value.shape[1:] for p in parts)
-    ]
+    common = common_metrics([part.metrics for part in parts])
     return Replies(
         tuple(nodes[i] for i in order),
         {},
@@ -232,19 +228,18 @@ def objections(
     def refuse(field: str, value: float, what: str, hint: str = "Leave it out") -> None:
         found.append(Problem(field, what, value, hint=hint))
 
-    if deadline is not None and waits_for_nobody:
-        refuse("clock.deadline", deadline, f"is for synchronous rounds: {name} waits for nobody")
-    elif deadline is not None and "participating-weight" in sends:
-        what = f"does not go with {name}, which tells its clients beforehand how much weight those"
-        refuse("clock.deadline", deadline, f"{what} have that will reply")
+    why = ""  # no round may end before all have replied
+    if waits_for_nobody:
+        why = f"is for synchronous rounds: {name} waits for nobody"
+    elif "participating-weight" in sends:
+        why = f"does not go with {name}, which tells its clients beforehand how much weight those"
+        why += " have that will reply"
+    if deadline is not None and why:
+        refuse("clock.deadline", deadline, why)
     if over_sampling <= 1:
         return found
-    if waits_for_nobody:
-        what = f"is for synchronous rounds: {name} waits for nobody"
-        refuse("over_sampling", over_sampling, what)
-    elif "participating-weight" in sends:
-        what = f"does not go with {name}, which tells its clients beforehand how much weight those"
-        refuse("over_sampling", over_sampling, f"{what} have that will reply")
+    if why:
+        refuse("over_sampling", over_sampling, why)
     elif len(training) > 1:
         what = f"does not go with {name}, which asks the clients of a round more than once"
         refuse("over_sampling", over_sampling, f"{what} ({', '.join(training)})")

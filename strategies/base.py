@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim import errors
-from fedsim.messages import Arrays, Broadcast, Replies, stack
+from fedsim.messages import Arrays, Broadcast, Replies, make_content, stack, to_tensors
 from fedsim.random import generator
 
 if TYPE_CHECKING:
@@ -192,18 +192,18 @@ class Strategy(FlowerStrategy):
     ) -> Iterable[Message]:
         """Sends the parameters to the round's sample."""
         nodes = self.sample(config, grid, self.common.fraction_train)
-        own = self.settings(server_round)
-        settings = {**config, **own} if own else config
-        return Broadcast(_content(arrays, settings), "train", nodes)
+        return Broadcast(self._content(server_round, arrays, config), "train", nodes)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sends the parameters to those who evaluate."""
         nodes = self.sample(config, grid, self.common.fraction_evaluate)
+        return Broadcast(self._content(server_round, arrays, config), "evaluate", nodes)
+
+    def _content(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
         own = self.settings(server_round)
-        settings = {**config, **own} if own else config
-        return Broadcast(_content(arrays, settings), "evaluate", nodes)
+        return make_content({"arrays": to_tensors(arrays)}, {**config, **own} if own else config)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -241,16 +241,6 @@ class Strategy(FlowerStrategy):
 def sample_size(fraction: float, num_nodes: int) -> int:
     """Returns how many nodes such a fraction of them is, at least one."""
     return max(round(fraction * num_nodes), 1)
-
-
-def _content(arrays: ArrayRecord, config: Mapping[str, Any]) -> RecordDict:
-    """Returns what a message to the clients holds: the same arrays in a record of its own."""
-    content, record = RecordDict(), ArrayRecord()
-    for name, array in arrays.items():
-        record[name] = array
-    content["arrays"] = record
-    content["config"] = config if isinstance(config, ConfigRecord) else ConfigRecord(dict(config))
-    return content
 
 
 def client_weights(weighted_by: Literal["examples", "uniform"], replies: Replies) -> Tensor:

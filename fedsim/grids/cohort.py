@@ -23,7 +23,7 @@ from fedsim.grids.execution import (
 )
 from fedsim.grids.room import fitting
 from fedsim.grids.shards import Shards
-from fedsim.grids.states import BUDGET, ClientStates
+from fedsim.grids.states import BUDGET, ClientStates, keep_some
 from fedsim.grids.worker import Keep, Order, Share, Worker, counted
 from fedsim.means import MeanTree
 from fedsim.messages import Arrays, Reduction
@@ -118,12 +118,7 @@ class Cohorts:
         result = joined(parts, averaged=reduction is not None)
         rejected = {partitions[i] for i in result.errors}
         for ids, own in kept:
-            at = [i for i, partition in enumerate(ids) if partition not in rejected]
-            if not at:
-                continue
-            if len(at) < len(ids):
-                own = {name: value[torch.tensor(at)] for name, value in own.items()}
-            self.states.scatter([ids[i] for i in at], own)
+            keep_some(self.states.scatter, ids, own, [p not in rejected for p in ids])
         result.reduced = reduction is not None
         result.means = tree.result() if result.reduced else None
         return result

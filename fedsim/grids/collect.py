@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -181,13 +181,17 @@ def joined(parts: Sequence[CohortResult], averaged: bool = False) -> CohortResul
     return CohortResult(ordered, records, metrics, errors, bytes_up=size)
 
 
+def common_metrics(parts: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """Returns the names that all parts' metrics (clients, …) have, with entries of one shape."""
+    shapes = [{name: value.shape[1:] for name, value in part.items()} for part in parts]
+    first = shapes[0] if shapes else {}
+    return [name for name in first if all(own.get(name) == first[name] for own in shapes)]
+
+
 def _with_common_metrics(parts: Sequence[CohortResult]) -> list[CohortResult]:
     """Returns the parts with the metrics that all of them have, in one shape."""
-    if not parts:
-        return []
-    shapes = [{name: value.shape[1:] for name, value in part.metrics.items()} for part in parts]
-    names = [n for n in shapes[0] if all(own.get(n) == shapes[0][n] for own in shapes)]
-    if all(len(own) == len(names) for own in shapes):
+    names = common_metrics([part.metrics for part in parts])
+    if all(len(part.metrics) == len(names) for part in parts):
         return list(parts)
     return [replace(part, metrics={n: part.metrics[n] for n in names}) for part in parts]
 

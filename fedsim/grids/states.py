@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import IO
 
@@ -35,6 +35,21 @@ Ids = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 Form = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 """Names, shapes and dtypes of one client's tensors, sorted by name."""
+
+
+def keep_some(
+    keep: Callable[[Sequence[int], Arrays], None],
+    partitions: Sequence[int],
+    stacked: Arrays,
+    wanted: Sequence[bool],
+) -> None:
+    """Calls `keep` with those partitions that are wanted, and their part of the stacked states."""
+    at = [i for i, is_wanted in enumerate(wanted) if is_wanted]
+    if not at:
+        return
+    if len(at) < len(partitions):
+        stacked = {name: value[torch.tensor(at)] for name, value in stacked.items()}
+    keep([partitions[i] for i in at], stacked)
 
 
 class ClientStates(Mapping[int, Arrays]):

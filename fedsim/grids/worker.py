@@ -27,7 +27,7 @@ from fedsim.grids.execution import Execution, form_of
 from fedsim.grids.lanes import Block, Stream
 from fedsim.grids.room import first_step, lane_bytes
 from fedsim.grids.shards import Held, Integers, Shards
-from fedsim.grids.states import ClientStates
+from fedsim.grids.states import ClientStates, keep_some
 from fedsim.grids.trace import TraceCache
 from fedsim.means import MeanTree
 from fedsim.messages import Arrays, Reduction
@@ -239,12 +239,8 @@ class Worker:
         for share, (done, taken, kept) in zip(shares, outs, strict=True):
             parts += done.results() if isinstance(done, Numbers) else [done]
             good = set(taken)  # who was rejected goes on from what it kept before
-            at_hand = [i for i, member in enumerate(share.members) if member in good]
-            if kept and at_hand:
-                mine = kept
-                if len(at_hand) < len(share.members):
-                    mine = {name: value[torch.tensor(at_hand)] for name, value in kept.items()}
-                keep([share.partitions[i] for i in at_hand], mine)
+            if kept:
+                keep_some(keep, share.partitions, kept, [m in good for m in share.members])
         return parts, tree
 
     def _block(
